@@ -1,0 +1,300 @@
+"""Public quantization functions, with bitsandbytes' names and signatures; thin over the ops."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+from bitsanywhere import ops
+from bitsanywhere.checkpoint import pack_dict_to_tensor, unpack_tensor_to_dict
+from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.formats import (
+    codebook4,
+    create_dynamic_map,
+    create_fp8_map,
+    create_linear_map,
+    create_normal_map,
+)
+from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
+from bitsanywhere.quant_state import QuantState
+
+name2qmap: dict[str, torch.Tensor] = {}
+_maps: dict[torch.device, torch.Tensor] = {}
+DEFAULT_BLOCKSIZE_4BIT = 64
+
+
+def quantize_4bit(
+    A: torch.Tensor,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize=None,
+    compress_statistics=False,
+    quant_type="fp4",
+    quant_storage=torch.uint8,
+) -> tuple[torch.Tensor, QuantState]:
+    """Quantizes to 4 bits in blocks (QLoRA, Dettmers et al. 2023, section 3).
+
+    Args:
+        A: float32, float16 or bfloat16, any shape.
+        absmax: float32 of shape (blocks,) to receive the statistics.
+        out: tensor of the result's shape and dtype to receive the codes.
+        blocksize: elements a block, a power of two from 32 to 4096; None means 64.
+        compress_statistics: quantize the statistics too, to 8 bits in blocks of 256.
+        quant_type: "nf4" or "fp4".
+        quant_storage: dtype to store the bytes as.
+
+    Returns:
+        The codes, shape (bytes / itemsize, 1), two a byte, and their state.
+
+    Raises:
+        DtypeError, InvalidArgumentError: naming what was given and what is allowed.
+    """
+    blocksize = DEFAULT_BLOCKSIZE_4BIT if blocksize is None else blocksize
+    packed, scales = ops.quantize_4bit(A, blocksize, quant_type, quant_storage)
+    packed, scales = _into(packed, out, "out"), _into(scales, absmax, "absmax")
+    offset = state2 = None
+    if compress_statistics:
+        offset = scales.mean() if scales.numel() else scales.new_zeros(())
+        scales, state2 = quantize_blockwise(scales - offset, blocksize=NESTED_BLOCKSIZE)
+        state2.shape = None
+    state = QuantState(
+        absmax=scales,
+        shape=A.shape,
+        code=get_4bit_type(quant_type, device=A.device),
+        blocksize=blocksize,
+        quant_type=quant_type,
+        dtype=A.dtype,
+        offset=offset,
+        state2=state2,
+    )
+    return packed, state
+
+
+def dequantize_4bit(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: Optional[int] = None,
+    quant_type="fp4",
+) -> torch.Tensor:
+    """Restores what `quantize_4bit` made.
+
+    Args:
+        A: codes; a transposed view of shape (1, bytes) gives the transposed result.
+        quant_state: their state. Without it ``absmax`` and ``out`` are needed.
+        absmax: float32 of shape (blocks,), where there is no state.
+        out: receives the result; its shape and dtype stand for the state's.
+        blocksize: elements a block, where there is no state; None means 64.
+        quant_type: "nf4" or "fp4", where there is no state.
+
+    Returns:
+        A tensor of the state's shape and dtype.
+    """
+    if quant_state is None:
+        if absmax is None or out is None:
+            raise InvalidArgumentError(
+                "dequantize_4bit: quant_state is None", "Then absmax and out must be given."
+            )
+        blocksize = DEFAULT_BLOCKSIZE_4BIT if blocksize is None else blocksize
+        shape, dtype = out.shape, out.dtype
+    else:
+        quant_state.require_4bit("dequantize_4bit")
+        blocksize, quant_type = quant_state.blocksize, quant_state.quant_type
+        shape, dtype, absmax = quant_state.shape, quant_state.dtype, quant_state.unnested_absmax()
+    result = ops.dequantize_4bit(A, absmax, blocksize, quant_type, shape, dtype)
+    result = _into(result, out, "out")
+    transposed = A.dim() == 2 and A.shape[0] == 1 and A.shape[1] > 1 and result.dim() == 2
+    return result.t() if transposed else result
+
+
+def quantize_fp4(
+    A: torch.Tensor,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize=None,
+    compress_statistics=False,
+    quant_storage=torch.uint8,
+):
+    """`quantize_4bit` with quant_type "fp4"."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "fp4", quant_storage)
+
+
+def quantize_nf4(
+    A: torch.Tensor,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize=None,
+    compress_statistics=False,
+    quant_storage=torch.uint8,
+):
+    """`quantize_4bit` with quant_type "nf4"."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "nf4", quant_storage)
+
+
+def dequantize_fp4(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: Optional[int] = None,
+) -> torch.Tensor:
+    """`dequantize_4bit` with quant_type "fp4"."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "fp4")
+
+
+def dequantize_nf4(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: Optional[int] = None,
+) -> torch.Tensor:
+    """`dequantize_4bit` with quant_type "nf4"."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "nf4")
+
+
+def quantize_blockwise(
+    A: torch.Tensor,
+    code: Optional[torch.Tensor] = None,
+    absmax: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize=4096,
+    nested=False,
+) -> tuple[torch.Tensor, QuantState]:
+    """Quantizes to 8 bits in blocks (Dettmers et al. 2022, "8-bit Optimizers", section 2).
+
+    Args:
+        A: float32, float16 or bfloat16, any shape.
+        code: ascending codebook, float32 of shape (256,); None means the signed dynamic map.
+        absmax, out: tensors to receive the statistics and the codes.
+        blocksize: elements a block, a power of two from 32 to 4096.
+        nested: quantize the statistics too.
+
+    Returns:
+        uint8 codes of A's shape, and their state.
+    """
+    code = _default_map(A.device) if code is None else code.to(A.device, torch.float32)
+    codes, scales = ops.quantize_blockwise(A, code, blocksize)
+    codes, scales = _into(codes, out, "out"), _into(scales, absmax, "absmax")
+    offset = state2 = None
+    if nested:
+        offset = scales.mean() if scales.numel() else scales.new_zeros(())
+        scales, state2 = quantize_blockwise(scales - offset, blocksize=blocksize)
+    state = QuantState(
+        absmax=scales, code=code, blocksize=blocksize, dtype=A.dtype, offset=offset, state2=state2
+    )
+    return codes, state
+
+
+def dequantize_blockwise(
+    A: torch.Tensor,
+    quant_state: Optional[QuantState] = None,
+    absmax: Optional[torch.Tensor] = None,
+    code: Optional[torch.Tensor] = None,
+    out: Optional[torch.Tensor] = None,
+    blocksize: int = 4096,
+    nested=False,
+) -> torch.Tensor:
+    """Restores what `quantize_blockwise` made.
+
+    Args:
+        A: uint8 codes.
+        quant_state: their state. Without it ``absmax`` is needed.
+        absmax, code, blocksize: what the state would say; the result is then float32.
+        out: receives the result.
+        nested: kept for its place in the signature; the state says whether it is nested.
+
+    Returns:
+        A tensor of A's shape in the state's dtype.
+    """
+    if quant_state is None and absmax is None:
+        raise InvalidArgumentError(
+            "dequantize_blockwise: neither quant_state nor absmax is given", "One is needed."
+        )
+    if quant_state is None:
+        dtype = torch.float32 if out is None else out.dtype
+        code = _default_map(A.device) if code is None else code.to(A.device, torch.float32)
+    else:
+        dtype, code, blocksize = quant_state.dtype, quant_state.code, quant_state.blocksize
+        absmax = quant_state.unnested_absmax()
+    return _into(ops.dequantize_blockwise(A, absmax, code, blocksize, dtype), out, "out")
+
+
+def gemv_4bit(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    out: Optional[torch.Tensor] = None,
+    transposed_A=False,
+    transposed_B=False,
+    state=None,
+):
+    """A @ W.T for the 4-bit weight B, without autograd.
+
+    Args:
+        A: float32, float16 or bfloat16 of shape (..., K).
+        B: codes of the weight of shape (N, K).
+        out: receives the result of shape (..., N).
+        transposed_A, transposed_B: kept for their place in the signature; must be False.
+        state: state of B.
+    """
+    if state is None:
+        raise InvalidArgumentError("gemv_4bit: state is None", "Give the state of B.")
+    if transposed_A or transposed_B is True:
+        raise InvalidArgumentError(
+            "gemv_4bit: transposed_A or transposed_B is True", "Only False is supported."
+        )
+    state.require_4bit("gemv_4bit")
+    result = ops.gemv_4bit(A, B, state.shape, state.unnested_absmax(), state.code, state.blocksize)
+    return _into(result, out, "out")
+
+
+def get_4bit_type(typename, device=None, blocksize=64):
+    """The codebook of a 4-bit format, float32 of shape (16,), on ``device`` (default: CPU)."""
+    return codebook4(typename).tensor("cpu" if device is None else device)
+
+
+def _default_map(device: torch.device) -> torch.Tensor:
+    """The signed dynamic map on ``device``, made once; `name2qmap` shows it as "dynamic"."""
+    found = _maps.get(device)
+    if found is None:
+        found = create_dynamic_map().to(device)
+        if type(found) is torch.Tensor:
+            _maps[device] = found
+            name2qmap.setdefault("dynamic", found)
+    return found
+
+
+def _into(result: torch.Tensor, out: torch.Tensor | None, name: str) -> torch.Tensor:
+    """``result``, or ``out`` holding it."""
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype or out.device != result.device:
+        raise InvalidArgumentError(
+            f"{name} is {out.dtype} {tuple(out.shape)} on {out.device}",
+            f"The result is {result.dtype} {tuple(result.shape)} on {result.device}.",
+        )
+    return out.copy_(result)
+
+
+__all__ = [
+    "QuantState",
+    "create_dynamic_map",
+    "create_fp8_map",
+    "create_linear_map",
+    "create_normal_map",
+    "dequantize_4bit",
+    "dequantize_blockwise",
+    "dequantize_fp4",
+    "dequantize_nf4",
+    "gemv_4bit",
+    "get_4bit_type",
+    "name2qmap",
+    "pack_dict_to_tensor",
+    "quantize_4bit",
+    "quantize_blockwise",
+    "quantize_fp4",
+    "quantize_nf4",
+    "unpack_tensor_to_dict",
+]

@@ -1,0 +1,134 @@
+"""Linear layers with a frozen 4-bit weight."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from bitsanywhere.autograd import matmul_4bit
+from bitsanywhere.nn.params4bit import Params4bit, fix_4bit_weight_quant_state_from_module
+from bitsanywhere.nn.state_dict import load_quantized_weight, save_quant_state
+
+logger = logging.getLogger("bitsanywhere")
+
+
+class Linear4bit(torch.nn.Linear):
+    """y = x @ dequantize(weight).T + bias (QLoRA, Dettmers et al. 2023, equation 5).
+
+    The weight is quantized when the layer is moved to a device, CPU included.
+
+    Args:
+        input_features, output_features: K and N.
+        bias: whether there is a bias of shape (N,).
+        compute_dtype: dtype of the product; None takes the first input's (float16 inputs then
+            compute in float32).
+        compress_statistics: quantize the statistics too (double quantization).
+        quant_type: "nf4" or "fp4".
+        quant_storage: dtype in which the codes are stored.
+        device: where to create the parameters.
+    """
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_type="fp4",
+        quant_storage=torch.uint8,
+        device=None,
+    ):
+        super().__init__(input_features, output_features, bias, device)
+        self.weight = Params4bit(
+            self.weight.data,
+            requires_grad=False,
+            compress_statistics=compress_statistics,
+            quant_type=quant_type,
+            quant_storage=quant_storage,
+            module=self,
+        )
+        self.compute_dtype = compute_dtype
+        self.compute_type_is_set = compute_dtype is not None
+        self.quant_state = None
+        self.quant_storage = quant_storage
+
+    def set_compute_type(self, x: torch.Tensor):
+        """Fixes the compute dtype by the first input ``x``, where none was given."""
+        if x.dtype in (torch.float32, torch.bfloat16):
+            self.compute_dtype = x.dtype
+        elif x.dtype == torch.float16 and self.compute_dtype in (None, torch.float32):
+            logger.warning(
+                "Linear4bit: inputs are float16, compute_dtype is %s, so products run in "
+                "float32; pass compute_dtype=torch.float16 for speed.",
+                self.compute_dtype,
+            )
+
+    def forward(self, x: torch.Tensor):
+        """(..., K) -> (..., N), in the dtype of ``x``."""
+        weight = self.weight
+        if getattr(weight, "quant_state", None) is None:
+            fix_4bit_weight_quant_state_from_module(self)
+            weight = self.weight
+        if not self.compute_type_is_set:
+            self.set_compute_type(x)
+            self.compute_type_is_set = True
+        bias = self.bias
+        compute_dtype = self.compute_dtype
+        if compute_dtype is None:
+            compute_dtype = torch.float32
+        if x.dtype == compute_dtype:
+            if bias is not None and bias.dtype != compute_dtype:
+                bias = bias.to(compute_dtype)
+            return matmul_4bit(x, weight, weight.quant_state, None, bias)
+        bias = None if bias is None else bias.to(compute_dtype)
+        result = matmul_4bit(x.to(compute_dtype), weight, weight.quant_state, None, bias)
+        return result.to(x.dtype)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        save_quant_state(self.weight, destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        remaining = load_quantized_weight(self, state_dict, prefix)
+        super()._load_from_state_dict(remaining, prefix, *args)
+
+
+class LinearFP4(Linear4bit):
+    """`Linear4bit` with quant_type "fp4"."""
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_storage=torch.uint8,
+        device=None,
+    ):
+        super().__init__(
+            input_features, output_features, bias, compute_dtype, compress_statistics, "fp4",
+            quant_storage, device,
+        )
+
+
+class LinearNF4(Linear4bit):
+    """`Linear4bit` with quant_type "nf4"."""
+
+    def __init__(
+        self,
+        input_features,
+        output_features,
+        bias=True,
+        compute_dtype=None,
+        compress_statistics=True,
+        quant_storage=torch.uint8,
+        device=None,
+    ):
+        super().__init__(
+            input_features, output_features, bias, compute_dtype, compress_statistics, "nf4",
+            quant_storage, device,
+        )

@@ -1,0 +1,240 @@
+"""Params4bit: a parameter that becomes 4-bit codes the first time it reaches a real device."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import torch
+
+from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.functional import QuantState, quantize_4bit
+from bitsanywhere.ops.checks import check_packed
+from bitsanywhere.ops.registry import treat_as_plain
+
+if TYPE_CHECKING:
+    from bitsanywhere.nn.linear4bit import Linear4bit
+
+_STATE_PROPERTIES = {
+    "absmax": lambda state: state.absmax,
+    "code": lambda state: state.code,
+    "quant_map": lambda state: state.code,
+    "offset": lambda state: state.offset,
+    "state2": lambda state: state.state2,
+    "nested_absmax": lambda state: state.state2.absmax,
+    "nested_blocksize": lambda state: state.state2.blocksize,
+    "nested_quant_map": lambda state: state.state2.code,
+    "nested_dtype": lambda state: state.state2.dtype,
+    "nested_offset": lambda state: state.offset,
+}
+
+
+class Params4bit(torch.nn.Parameter):
+    """A weight, either still in float or as 4-bit codes of shape (bytes / itemsize, 1).
+
+    ``to(device)`` quantizes a float weight on any device but "meta"; a quantized one is moved with
+    its statistics, and keeps its storage dtype whatever dtype is asked for.
+
+    Args:
+        data: float weight, or codes if ``bnb_quantized``.
+        requires_grad: a quantized weight is frozen; True is for the float one.
+        quant_state: state of the codes.
+        blocksize: elements a block; None means 64.
+        compress_statistics: quantize the statistics too.
+        quant_type: "nf4" or "fp4".
+        quant_storage: dtype in which codes are stored.
+        module: the layer that owns the parameter and shares its state.
+        bnb_quantized: whether ``data`` is codes already.
+        kwargs: attributes that frameworks attach; ignored.
+    """
+
+    blocksize: int
+    compress_statistics: bool
+    quant_type: str
+    quant_state: Optional[QuantState]
+    quant_storage: torch.dtype
+    bnb_quantized: bool
+    module: Any
+
+    def __new__(
+        cls,
+        data: Optional[torch.Tensor] = None,
+        requires_grad=False,
+        quant_state: Optional[QuantState] = None,
+        blocksize: Optional[int] = None,
+        compress_statistics: bool = True,
+        quant_type: str = "fp4",
+        quant_storage: torch.dtype = torch.uint8,
+        module: Optional["Linear4bit"] = None,
+        bnb_quantized: bool = False,
+        **kwargs,
+    ) -> "Params4bit":
+        data = torch.empty(0) if data is None else data
+        self = torch.Tensor._make_subclass(cls, data, requires_grad)
+        self.blocksize = 64 if blocksize is None else blocksize
+        self.compress_statistics = compress_statistics
+        self.quant_type = quant_type
+        self.quant_state = quant_state
+        self.quant_storage = quant_storage
+        self.bnb_quantized = bnb_quantized
+        self.module = module
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        read = _STATE_PROPERTIES.get(name)
+        state = self.__dict__.get("quant_state") if read is not None else None
+        if read is None or state is None or (name.startswith("nested_") and state.state2 is None):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return read(state)
+
+    @classmethod
+    def from_prequantized(
+        cls,
+        data: torch.Tensor,
+        quantized_stats: dict[str, Any],
+        requires_grad: bool = False,
+        device="cuda",
+        module: Optional["Linear4bit"] = None,
+        **kwargs,
+    ) -> "Params4bit":
+        """A parameter from what a checkpoint holds.
+
+        Args:
+            data: codes, in their storage dtype.
+            quantized_stats: the other entries of the state_dict, keys with any prefix.
+            device: where to put codes and statistics.
+
+        Raises:
+            CheckpointError: if the statistics are missing, inconsistent or out of bounds.
+            InvalidArgumentError: if the codes do not fit the shape in the statistics.
+        """
+        state = QuantState.from_dict(quantized_stats, device=device)
+        check_packed("from_prequantized", "data", data, state.shape.numel())
+        param = cls(
+            data.to(device),
+            requires_grad=requires_grad,
+            quant_state=state,
+            blocksize=state.blocksize,
+            compress_statistics=state.nested,
+            quant_type=state.quant_type,
+            quant_storage=data.dtype,
+            module=module,
+            bnb_quantized=True,
+        )
+        if module is not None:
+            module.quant_state = state
+        return param
+
+    def cpu(self):
+        """As ``to("cpu")``."""
+        return self.to("cpu")
+
+    def cuda(
+        self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False
+    ):
+        """As ``to`` of a CUDA device."""
+        return self.to(_indexed("cuda", device), non_blocking=non_blocking)
+
+    def xpu(self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False):
+        """As ``to`` of an XPU device."""
+        return self.to(_indexed("xpu", device), non_blocking=non_blocking)
+
+    def to(self, *args, **kwargs):
+        """Moves, quantizing a float weight that goes to a real device; see the class."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if not self.bnb_quantized:
+            if device is not None and device.type != "meta" and not self.is_meta:
+                return self._quantize(device)
+            moved = torch.nn.Parameter.to(self, device=device, dtype=dtype, non_blocking=non_blocking)
+            return self._like(moved, self.quant_state)
+        if device is None or device == self.device:
+            return self
+        if device.type != "meta" and self.quant_state is not None:
+            self.quant_state.to(device)
+        moved = torch.nn.Parameter.to(self, device=device, non_blocking=non_blocking)
+        return self._like(moved, self.quant_state)
+
+    def _quantize(self, device: torch.device) -> "Params4bit":
+        """Turns this parameter's data into codes on ``device``, in place; returns it."""
+        weight = self.data.to(device)
+        codes, self.quant_state = quantize_4bit(
+            weight,
+            blocksize=self.blocksize,
+            compress_statistics=self.compress_statistics,
+            quant_type=self.quant_type,
+            quant_storage=self.quant_storage,
+        )
+        self.requires_grad_(False) if not codes.is_floating_point() else None
+        self.data = codes
+        self.bnb_quantized = True
+        if self.module is not None:
+            self.module.quant_state = self.quant_state
+        return self
+
+    def _like(self, data: torch.Tensor, state: Optional[QuantState]) -> "Params4bit":
+        """A parameter with ``data`` and ``state`` and all else as in this one."""
+        fields = dict(self.__dict__, quant_state=state)
+        return type(self)(data.detach(), requires_grad=self.requires_grad, **fields)
+
+    def __deepcopy__(self, memo):
+        state = copy.deepcopy(self.quant_state, memo)
+        result = self._like(self.data.clone(), state)
+        memo[id(self)] = result
+        result.module = copy.deepcopy(self.module, memo)
+        return result
+
+    def __copy__(self):
+        return self._like(self.data, self.quant_state)
+
+    def __reduce_ex__(self, protocol):
+        fields = dict(self.__dict__, requires_grad=self.requires_grad)
+        return _rebuild, (type(self), self.data, fields)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        """Pieces of a parameter (FSDP, tensor parallel loading) stay parameters of its state."""
+        kwargs = {} if kwargs is None else kwargs
+        result = super().__torch_function__(func, types, args, kwargs)
+        if func in (torch.chunk, torch.split) and isinstance(args[0], cls):
+            return tuple(args[0]._like(piece, args[0].quant_state) for piece in result)
+        return result
+
+
+def _indexed(kind: str, device: Union[int, torch.device, str, None]) -> torch.device:
+    if device is None:
+        return torch.device(kind)
+    return torch.device(kind, device) if isinstance(device, int) else torch.device(device)
+
+
+def _rebuild(cls: type[Params4bit], data: torch.Tensor, fields: dict[str, Any]) -> Params4bit:
+    return cls(data, **fields)
+
+
+def fix_4bit_weight_quant_state_from_module(module: Any) -> None:
+    """Gives the weight of ``module`` its state back after a framework (FSDP) replaced it.
+
+    Raises:
+        InvalidArgumentError: if neither the weight nor the module has a quantization state.
+    """
+    weight = module.weight
+    if getattr(weight, "quant_state", None) is not None:
+        return
+    state = getattr(module, "quant_state", None)
+    if state is None:
+        raise InvalidArgumentError(
+            f"The weight of {type(module).__name__} is not quantized ({weight.dtype}, "
+            f"{tuple(weight.shape)} on {weight.device})",
+            "A 4-bit layer quantizes its weight when it is moved to a device.",
+            'Call layer.to("cuda") or layer.to("cpu") before the first forward.',
+        )
+    if not isinstance(weight, Params4bit):
+        weight = Params4bit(
+            weight.data, quant_storage=module.quant_storage, bnb_quantized=True, module=module,
+            blocksize=state.blocksize, quant_type=state.quant_type,
+            compress_statistics=state.nested,
+        )
+        module.weight = weight
+    weight.quant_state = state
+
+
+treat_as_plain(Params4bit)

@@ -1,0 +1,187 @@
+"""How an op is declared, and how a call finds the kernel for its device.
+
+An op is declared once (schema, check, fake, reference) and served by the first of: the backend of
+its device, if that has a kernel which takes the call; the torch reference. A fall back to the
+reference on a device that has a backend is logged once, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from bitsanywhere.errors import BackendUnavailable, InvalidArgumentError
+
+logger = logging.getLogger("bitsanywhere")
+
+NAMESPACE = "bitsanywhere"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+OPS: dict[str, Op] = {}
+
+_BACKENDS = {"cpu": "bitsanywhere.backends.cpu", "cuda": "bitsanywhere.backends.cuda"}
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A backend's implementation of one op.
+
+    Attributes:
+        run: takes the op's positional arguments, already checked; kernels of ops that have an
+            ``.out`` overload also take the keyword ``out``.
+        why_not: takes the same arguments; a reason if this call is not served, else None.
+    """
+
+    run: Callable[..., Any]
+    why_not: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation serves an op on a device, and why the others do not."""
+
+    op: str
+    device: str
+    implementation: str
+    reasons: tuple[str, ...]
+
+
+@dataclass
+class Op:
+    """One declared op: calling it runs it, through the dispatcher where something watches."""
+
+    name: str
+    check: Callable[..., None]
+    fake: Callable[..., Any]
+    reference: Callable[..., Any]
+    overload: Any = None
+    _logged: set[str] = field(default_factory=set)
+
+    def __call__(self, *args: Any) -> Any:
+        first = args[0]
+        if (
+            type(first) not in _PLAIN
+            or torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack() > 0
+        ):
+            return self.overload(*args)
+        if first.is_meta:
+            self.check(*args)
+            return self.fake(*args)
+        return self.eager(*args)
+
+    def eager(self, *args: Any) -> Any:
+        """Checks the arguments and runs the best implementation for the first one's device."""
+        self.check(*args)
+        return self.select(*args)(*args)
+
+    def eager_out(self, *args: Any) -> None:
+        """As `eager`, writing into the last argument."""
+        *inputs, out = args
+        self.check(*inputs)
+        expected = self.fake(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs))
+        check_out(self.name, out, expected.shape, expected.dtype, inputs[0].device)
+        run = self.select(*inputs)
+        if out.is_contiguous() and run is not self.reference:
+            run(*inputs, out=out)
+        else:
+            out.copy_(run(*inputs))
+
+    def select(self, *args: Any) -> Callable[..., Any]:
+        """The implementation for these arguments: a backend's kernel or the reference."""
+        device = args[0].device.type
+        kernels, problem = load_backend(device)
+        kernel = kernels.get(self.name)
+        reason = problem if kernel is None else kernel.why_not(*args)
+        if kernel is not None and reason is None:
+            return kernel.run
+        if reason is not None and reason not in self._logged:
+            self._logged.add(reason)
+            logger.warning("%s on %s runs the torch reference: %s", self.name, device, reason)
+        return self.reference
+
+    def explain(self, *args: Any) -> Choice:
+        """What `select` would choose for these arguments, in words; runs nothing."""
+        device = args[0].device.type
+        kernels, problem = load_backend(device)
+        kernel = kernels.get(self.name)
+        if kernel is None:
+            return Choice(self.name, device, "torch reference", (problem or "no kernel here",))
+        reason = kernel.why_not(*args)
+        if reason is None:
+            return Choice(self.name, device, f"{device} kernel", ())
+        return Choice(self.name, device, "torch reference", (reason,))
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    reference: Callable[..., Any],
+    out_schema: str | None = None,
+) -> Op:
+    """Declares an op under ``torch.ops.bitsanywhere`` and returns it.
+
+    Args:
+        name: op name; ``schema`` its arguments and result, as torch.library writes them.
+        check: raises a typed error unless the arguments are allowed; sees metadata only.
+        fake: result metadata for tracing and the meta device.
+        reference: the op in plain torch, right on any device.
+        out_schema: arguments of the ``.out`` overload, which writes into the last one.
+    """
+    op = Op(name, check, fake, reference)
+    tags = (torch.Tag.pt2_compliant_tag,)
+
+    def checked_fake(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
+
+    LIBRARY.define(f"{name}{schema}", tags=tags)
+    LIBRARY.impl(name, op.eager, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=LIBRARY)
+    packet = getattr(torch.ops.bitsanywhere, name)
+    op.overload = packet.default
+    if out_schema is not None:
+        LIBRARY.define(f"{name}.out{out_schema}", tags=tags)
+        LIBRARY.impl(f"{name}.out", op.eager_out, "CompositeExplicitAutograd")
+        torch.library.register_fake(
+            f"{NAMESPACE}::{name}.out", lambda *args: check(*args[:-1]), lib=LIBRARY
+        )
+    OPS[name] = op
+    return op
+
+
+def treat_as_plain(tensor_class: type) -> None:
+    """Lets tensors of ``tensor_class`` (Params4bit) take the direct path around the dispatcher."""
+    _PLAIN.add(tensor_class)
+
+
+@lru_cache(maxsize=None)
+def load_backend(device_type: str) -> tuple[dict[str, Kernel], str | None]:
+    """Kernels of a device's backend by op name, and why there are none if so."""
+    module = _BACKENDS.get(device_type)
+    if module is None:
+        return {}, None
+    try:
+        return importlib.import_module(module).load(), None
+    except BackendUnavailable as error:
+        return {}, str(error)
+
+
+def check_out(
+    name: str, out: torch.Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raises unless ``out`` is what the op would have returned."""
+    if tuple(out.shape) != tuple(shape) or out.dtype != dtype or out.device != device:
+        raise InvalidArgumentError(
+            f"{name}: out is {out.dtype} {tuple(out.shape)} on {out.device}",
+            f"The result is {dtype} {tuple(shape)} on {device}.",
+        )
