@@ -23,9 +23,7 @@ SYMBOLS = [
     if module != "torch.ops"
     for name, facts in names.items()
 ]
-OPS = {
-    name: schema for name, schema in API["torch.ops"].items() if not name.endswith(".out")
-}
+OPS = {name: schema for name, schema in API["torch.ops"].items() if not name.endswith(".out")}
 
 
 def parameters(signature: str) -> list[tuple[str, str | None]]:
@@ -43,7 +41,10 @@ def parameters(signature: str) -> list[tuple[str, str | None]]:
 
 def listed(signature: inspect.Signature) -> list[tuple[str, str | None]]:
     return [
-        (p.name, None if p.default is p.empty else ast.unparse(ast.parse(repr(p.default), mode="eval")))
+        (
+            p.name,
+            None if p.default is p.empty else ast.unparse(ast.parse(repr(p.default), mode="eval")),
+        )
         for p in signature.parameters.values()
     ]
 
@@ -78,7 +79,9 @@ def test_op_schema(name):
 @pytest.mark.parametrize("name", [n for n in API["torch.ops"] if n.endswith(".out")])
 def test_out_overload(name):
     op = getattr(torch.ops.bitsanywhere, name.split("::")[1].removesuffix(".out")).out
-    peer = re.findall(r"(?:Tensor|int|str|ScalarType)\S*(?:\([^)]*\))? (\w+)", API["torch.ops"][name])
+    peer = re.findall(
+        r"(?:Tensor|int|str|ScalarType)\S*(?:\([^)]*\))? (\w+)", API["torch.ops"][name]
+    )
     assert [argument.name for argument in op._schema.arguments] == peer
     assert op._schema.arguments[-1].is_write
     assert op._schema.returns == []

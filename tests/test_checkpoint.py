@@ -17,7 +17,9 @@ from bitsanywhere.errors import BitsAnywhereError, CheckpointError
 KEY = "quant_state.bitsandbytes__nf4"
 
 
-def packed_state(nested: bool = True, shape: tuple[int, ...] = (8, 96)) -> tuple[torch.Tensor, dict]:
+def packed_state(
+    nested: bool = True, shape: tuple[int, ...] = (8, 96)
+) -> tuple[torch.Tensor, dict]:
     codes, state = F.quantize_4bit(
         torch.randn(shape, generator=torch.Generator().manual_seed(0)),
         quant_type="nf4",

@@ -209,9 +209,7 @@ def _require_tensor(key: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _tensor(
-    fields: Mapping[str, Any], key: str, count: int, dtype: torch.dtype
-) -> torch.Tensor:
+def _tensor(fields: Mapping[str, Any], key: str, count: int, dtype: torch.dtype) -> torch.Tensor:
     """A field of exactly ``count`` elements; floats may have been cast by model.half()."""
     if key not in fields:
         raise CheckpointError(f"{key} is missing")

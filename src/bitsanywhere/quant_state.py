@@ -28,6 +28,14 @@ class QuantState:
     """
 
     valid_quant_types = ("fp4", "nf4")
+    absmax: torch.Tensor
+    shape: Any
+    code: Any
+    dtype: Any
+    blocksize: Any
+    quant_type: Any
+    offset: Any
+    state2: Any
 
     def __init__(
         self,

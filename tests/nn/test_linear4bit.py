@@ -85,9 +85,7 @@ def test_compute_dtype_follows_the_first_input():
     assert module.compute_dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "storage", [torch.uint8, torch.bfloat16, torch.float16, torch.float32]
-)
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("compress", [False, True])
 def test_state_dict_roundtrip(storage, compress):
     module = layer(quant_storage=storage, compress_statistics=compress)
@@ -234,9 +232,7 @@ def test_opcheck(op):
         ),
     }[op]  # fmt: skip
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        getattr(torch.ops.bitsanywhere, op).default, arguments, test_utils=tests
-    )
+    torch.library.opcheck(getattr(torch.ops.bitsanywhere, op).default, arguments, test_utils=tests)
 
 
 def test_forward_before_quantization_says_what_to_do():

@@ -68,9 +68,7 @@ def test_refuses():
         replace_parameter_4bit(Experts(), "down_proj")
     module = Experts()
     replace_parameter_4bit(module, "gate_up_proj")
-    stats = {
-        k: v for k, v in module.state_dict().items() if k.startswith("gate_up_proj.")
-    }
+    stats = {k: v for k, v in module.state_dict().items() if k.startswith("gate_up_proj.")}
     with pytest.raises(InvalidArgumentError, match="holds"):
         replace_parameter_4bit_prequantized(Experts(), "bias", stats, torch.device("cpu"))
     del stats["gate_up_proj.absmax"]

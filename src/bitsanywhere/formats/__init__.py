@@ -31,9 +31,7 @@ def codebook4(quant_type: str) -> Format4:
     """
     found = FORMATS4.get(quant_type)
     if found is None:
-        raise InvalidArgumentError(
-            f"quant_type is {quant_type!r}", "Allowed are 'nf4' and 'fp4'."
-        )
+        raise InvalidArgumentError(f"quant_type is {quant_type!r}", "Allowed are 'nf4' and 'fp4'.")
     return found
 
 

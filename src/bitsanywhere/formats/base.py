@@ -7,8 +7,8 @@ interval). Thresholds are the midpoints of neighbouring values, rounded to float
 8-bit: ``s`` is first rounded to one of 65536 grid points, ``k = floor((s + 1) * 32767.5 + 0.5)``,
 then the nearest code to ``k / 32767.5 - 1`` is taken (a tie goes to the lower code). The grid is
 how bitsandbytes' CPU kernels choose codes, found by measuring them: no difference in 3.2 million
-values of the dynamic map. One exception here: an exact zero keeps the code nearest to zero, where the
-grid, which has no point at zero, would turn it into 1.5e-5.
+values of the dynamic map. One exception here: an exact zero keeps the code nearest to zero, where
+the grid, which has no point at zero, would turn it into 1.5e-5.
 """
 
 from __future__ import annotations

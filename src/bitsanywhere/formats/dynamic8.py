@@ -34,7 +34,7 @@ def create_dynamic_map(
     fraction_bits = total_bits - 1 - max_exponent_bits
     positive: list[float] = []
     for exponent in range(max_exponent_bits):
-        intervals = 2 ** (exponent + fraction_bits) if signed else 2 ** (exponent + fraction_bits + 1)
+        intervals = 2 ** (exponent + fraction_bits + (0 if signed else 1))
         positive += _midpoints(intervals, 10.0 ** (exponent - max_exponent_bits + 1))
     if fraction_bits > 0:
         positive += _midpoints(2**fraction_bits - 1, 1.0)
@@ -43,7 +43,7 @@ def create_dynamic_map(
         raise InvalidArgumentError(
             f"create_dynamic_map: signed={signed}, max_exponent_bits={max_exponent_bits} and "
             f"total_bits={total_bits} give {len(values) + 2} values, not {2**total_bits}",
-            mend="Use max_exponent_bits = total_bits - 1 for an unsigned map, at most that for a signed one.",
+            mend="An unsigned map needs max_exponent_bits = total_bits - 1, a signed one at most.",
         )
     return codebook8([*values, 0.0, 1.0])
 

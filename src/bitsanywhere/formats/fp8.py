@@ -36,9 +36,7 @@ def create_fp8_map(
         )
     steps = 2**precision_bits
     magnitudes = [
-        (steps + m) * 2.0**e if e else m / 2
-        for e in range(2**exponent_bits)
-        for m in range(steps)
+        (steps + m) * 2.0**e if e else m / 2 for e in range(2**exponent_bits) for m in range(steps)
     ]
     signs = (1, -1) if signed else (1,)
     largest = max(magnitudes)

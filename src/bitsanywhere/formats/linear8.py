@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 
-def create_linear_map(signed: bool = True, total_bits: int = 8, add_zero: bool = True) -> torch.Tensor:
+def create_linear_map(
+    signed: bool = True, total_bits: int = 8, add_zero: bool = True
+) -> torch.Tensor:
     """Equally spaced values over [-1, 1] (signed) or [0, 1], zeros in the middle up to 256.
 
     Args:
         signed: whether negative values are included.
         total_bits: bits of a code; narrower maps are filled up with zeros.
-        add_zero: space one value fewer, so that a signed map contains zero (always so below 8 bits).
+        add_zero: space one value fewer, so that a signed map holds zero (always so below 8 bits).
 
     Returns:
         float32 tensor of shape (256,).

@@ -43,7 +43,7 @@ class Embedding4bit(torch.nn.Embedding):
             quant_storage=quant_storage,
             module=self,  # type: ignore[arg-type]
         )
-        self.quant_state = None
+        self.quant_state: Any = None
         self.quant_storage = quant_storage
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

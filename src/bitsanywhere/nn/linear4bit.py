@@ -52,7 +52,7 @@ class Linear4bit(torch.nn.Linear):
         )
         self.compute_dtype = compute_dtype
         self.compute_type_is_set = compute_dtype is not None
-        self.quant_state = None
+        self.quant_state: Any = None
         self.quant_storage = quant_storage
 
     def set_compute_type(self, x: torch.Tensor):
@@ -110,8 +110,14 @@ class LinearFP4(Linear4bit):
         device=None,
     ):
         super().__init__(
-            input_features, output_features, bias, compute_dtype, compress_statistics, "fp4",
-            quant_storage, device,
+            input_features,
+            output_features,
+            bias,
+            compute_dtype,
+            compress_statistics,
+            "fp4",
+            quant_storage,
+            device,
         )
 
 
@@ -129,6 +135,12 @@ class LinearNF4(Linear4bit):
         device=None,
     ):
         super().__init__(
-            input_features, output_features, bias, compute_dtype, compress_statistics, "nf4",
-            quant_storage, device,
+            input_features,
+            output_features,
+            bias,
+            compute_dtype,
+            compress_statistics,
+            "nf4",
+            quant_storage,
+            device,
         )

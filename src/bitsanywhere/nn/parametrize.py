@@ -88,9 +88,7 @@ def replace_parameter_4bit_prequantized(
     original = _own_parameter(module, param_name)
     state = QuantState.from_dict(qs_dict, device=device)
     check_packed("replace_parameter_4bit_prequantized", param_name, original, state.shape.numel())
-    setattr(
-        module, param_name, torch.nn.Parameter(original.data.to(device), requires_grad=False)
-    )
+    setattr(module, param_name, torch.nn.Parameter(original.data.to(device), requires_grad=False))
     _parametrize(module, param_name, state)
 
 
@@ -134,9 +132,7 @@ def _save(module: Any, state_dict: Any, prefix: str, local_metadata: Any, *, nam
         state_dict[f"{prefix}{name}.{key}"] = value
 
 
-def _load(
-    module: Any, state_dict: Any, prefix: str, *rest: Any, name: str
-) -> None:
+def _load(module: Any, state_dict: Any, prefix: str, *rest: Any, name: str) -> None:
     """Takes what `_save` stored, checks it, and makes it the module's state."""
     stats = select_state(state_dict, f"{prefix}{name}.")
     if not stats or f"{prefix}{name}" not in state_dict:

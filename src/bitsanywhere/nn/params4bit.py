@@ -51,7 +51,7 @@ class Params4bit(torch.nn.Parameter):
     blocksize: int
     compress_statistics: bool
     quant_type: str
-    quant_state: Optional[QuantState]
+    quant_state: Any
     quant_storage: torch.dtype
     bnb_quantized: bool
     module: Any
@@ -129,9 +129,7 @@ class Params4bit(torch.nn.Parameter):
         """As ``to("cpu")``."""
         return self.to("cpu")
 
-    def cuda(
-        self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False
-    ):
+    def cuda(self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False):
         """As ``to`` of a CUDA device."""
         return self.to(_indexed("cuda", device), non_blocking=non_blocking)
 
@@ -145,13 +143,13 @@ class Params4bit(torch.nn.Parameter):
         if not self.bnb_quantized:
             if device is not None and device.type != "meta" and not self.is_meta:
                 return self._quantize(device)
-            moved = torch.nn.Parameter.to(self, device=device, dtype=dtype, non_blocking=non_blocking)
+            moved = super().to(device=device, dtype=dtype, non_blocking=non_blocking)
             return self._like(moved, self.quant_state)
         if device is None or device == self.device:
             return self
         if device.type != "meta" and self.quant_state is not None:
             self.quant_state.to(device)
-        moved = torch.nn.Parameter.to(self, device=device, non_blocking=non_blocking)
+        moved = super().to(device=device, non_blocking=non_blocking)
         return self._like(moved, self.quant_state)
 
     def _quantize(self, device: torch.device) -> "Params4bit":
@@ -164,7 +162,8 @@ class Params4bit(torch.nn.Parameter):
             quant_type=self.quant_type,
             quant_storage=self.quant_storage,
         )
-        self.requires_grad_(False) if not codes.is_floating_point() else None
+        if not codes.is_floating_point():
+            self.requires_grad_(False)
         self.data = codes
         self.bnb_quantized = True
         if self.module is not None:
@@ -229,8 +228,12 @@ def fix_4bit_weight_quant_state_from_module(module: Any) -> None:
         )
     if not isinstance(weight, Params4bit):
         weight = Params4bit(
-            weight.data, quant_storage=module.quant_storage, bnb_quantized=True, module=module,
-            blocksize=state.blocksize, quant_type=state.quant_type,
+            weight.data,
+            quant_storage=module.quant_storage,
+            bnb_quantized=True,
+            module=module,
+            blocksize=state.blocksize,
+            quant_type=state.quant_type,
             compress_statistics=state.nested,
         )
         module.weight = weight

@@ -55,4 +55,3 @@ def expected_shape(module: Any) -> tuple[int, int]:
     if isinstance(module, torch.nn.Embedding):
         return module.num_embeddings, module.embedding_dim
     return module.out_features, module.in_features
-

@@ -1,6 +1,6 @@
 """dequantize_blockwise: the inverse of quantize_blockwise.
 
-    out[i] = round_to_dtype(code[A[i]] * absmax[i // blocksize])        (one float32 product)
+out[i] = round_to_dtype(code[A[i]] * absmax[i // blocksize])        (one float32 product)
 """
 
 from __future__ import annotations

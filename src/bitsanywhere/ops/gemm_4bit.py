@@ -49,8 +49,11 @@ def check(
     if absmax_8bit is None and absmax_code is None and absmax_offset is None:
         checks.check_numel("gemm_4bit", "absmax", absmax, count, "one a block")
     elif absmax_8bit is None or absmax_code is None or absmax_offset is None:
-        given = [name for name, x in zip(("absmax_8bit", "absmax_code", "absmax_offset"), nested)
-                 if x is not None]
+        given = [
+            name
+            for name, x in zip(("absmax_8bit", "absmax_code", "absmax_offset"), nested)
+            if x is not None
+        ]
         raise InvalidArgumentError(
             f"gemm_4bit: of the nested statistics only {', '.join(given)} given",
             "absmax_8bit, absmax_code and absmax_offset go together.",
@@ -63,11 +66,17 @@ def check(
         checks.check_numel("gemm_4bit", "absmax_code", absmax_code, 256, "one a code")
         checks.check_numel("gemm_4bit", "absmax_offset", absmax_offset, 1, "a scalar")
         checks.check_numel(
-            "gemm_4bit", "absmax", absmax, checks.blocks(count, NESTED_BLOCKSIZE),
+            "gemm_4bit",
+            "absmax",
+            absmax,
+            checks.blocks(count, NESTED_BLOCKSIZE),
             f"one for {NESTED_BLOCKSIZE} blocks",
         )
         checks.check_same_device(
-            "gemm_4bit", A, absmax_8bit=absmax_8bit, absmax_code=absmax_code,
+            "gemm_4bit",
+            A,
+            absmax_8bit=absmax_8bit,
+            absmax_code=absmax_code,
             absmax_offset=absmax_offset,
         )
     checks.check_dtype("gemm_4bit", "absmax", absmax, torch.float32)
@@ -92,9 +101,7 @@ def check_shapes(
     checks.check_packed(op, "B", B, checks.check_shape(op, shapeB))
 
 
-def fake(
-    A: torch.Tensor, B: torch.Tensor, shapeB: Sequence[int], *rest: object
-) -> torch.Tensor:
+def fake(A: torch.Tensor, B: torch.Tensor, shapeB: Sequence[int], *rest: object) -> torch.Tensor:
     """A tensor of A's dtype and shape (..., N)."""
     return A.new_empty((*A.shape[:-1], shapeB[0]))
 

@@ -38,9 +38,7 @@ def check(
     checks.check_same_device("gemv_4bit", A, B=B, absmax=absmax, code=code)
 
 
-def fake(
-    A: torch.Tensor, B: torch.Tensor, shapeB: Sequence[int], *rest: object
-) -> torch.Tensor:
+def fake(A: torch.Tensor, B: torch.Tensor, shapeB: Sequence[int], *rest: object) -> torch.Tensor:
     """A tensor of A's dtype and shape (..., N)."""
     return A.new_empty((*A.shape[:-1], shapeB[0]))
 

@@ -11,7 +11,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -164,7 +164,7 @@ def treat_as_plain(tensor_class: type) -> None:
     _PLAIN.add(tensor_class)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_backend(device_type: str) -> tuple[dict[str, Kernel], str | None]:
     """Kernels of a device's backend by op name, and why there are none if so."""
     module = _BACKENDS.get(device_type)

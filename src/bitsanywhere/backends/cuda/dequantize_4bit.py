@@ -1,0 +1,93 @@
+"""dequantize_4bit on CUDA: configuration and launch of dequantize_4bit.cuh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, grid_size, values_macro
+from bitsanywhere.formats import BLOCKSIZES_4BIT, FORMATS4
+from bitsanywhere.ops.registry import Kernel
+from bitsanywhere.targets import Target
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a call is launched.
+
+    Attributes:
+        threads: of a block.
+        tile: elements that a warp takes at once.
+        blocks: blocks that the chip holds at once, about.
+    """
+
+    threads: int
+    tile: int
+    blocks: int
+
+
+def choose(target: Target) -> Config:
+    """The configuration for a chip."""
+    return Config(threads=256, tile=2048, blocks=target.sm_count * 5)
+
+
+def source(dtype: torch.dtype, blocksize: int, quant_type: str) -> KernelSource:
+    """The kernel for a result dtype, blocksize and format."""
+    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), *values_macro(quant_type))
+    return KernelSource("dequantize_4bit.cuh", "dequantize_4bit", defines)
+
+
+def sources(target: Target) -> list[KernelSource]:
+    """Every kernel that `run` may ask for."""
+    return [
+        source(dtype, blocksize, quant_type)
+        for dtype in DTYPES
+        for blocksize in BLOCKSIZES_4BIT
+        for quant_type in FORMATS4
+    ]
+
+
+@lru_cache(maxsize=None)
+def _plan(
+    index: int, dtype: torch.dtype, blocksize: int, quant_type: str
+) -> tuple[LoadedKernel, Config]:
+    target = Target.of(torch.device("cuda", index))
+    return get_kernel(source(dtype, blocksize, quant_type), target, index), choose(target)
+
+
+def run(
+    A: torch.Tensor,
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The dequantized tensor; `out`, if given, is contiguous, of that shape and dtype."""
+    A, absmax = A.contiguous(), absmax.contiguous()
+    if out is None:
+        out = torch.empty(tuple(shape), dtype=dtype, device=A.device)
+    count = out.numel()
+    if count:
+        index = A.get_device()
+        kernel, config = _plan(index, dtype, blocksize, quant_type)
+        packed, target = A.data_ptr(), out.data_ptr()
+        work = -(-count // (config.tile * config.threads // 32))
+        kernel.launch(
+            (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
+            (packed, absmax.data_ptr(), target, count, aligned(packed, target)),
+        )  # fmt: skip
+    return out
+
+
+def why_not(*args: object) -> str | None:
+    """Every checked call is served."""
+    return None
+
+
+KERNEL = Kernel(run=run, why_not=why_not)

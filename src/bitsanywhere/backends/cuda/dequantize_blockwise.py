@@ -1,0 +1,92 @@
+"""dequantize_blockwise on CUDA: configuration and launch of dequantize_blockwise.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, grid_size
+from bitsanywhere.formats import BLOCKSIZES_8BIT
+from bitsanywhere.ops.registry import Kernel
+from bitsanywhere.targets import Target
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a call is launched.
+
+    Attributes:
+        threads: of a block.
+        tile: elements that a warp takes at once.
+        copies: of the codebook in shared memory.
+        blocks: blocks that the chip holds at once, about.
+    """
+
+    threads: int
+    tile: int
+    copies: int
+    blocks: int
+
+
+def choose(target: Target) -> Config:
+    """The configuration for a chip; 32 copies take 32 KiB."""
+    small = target.shared_memory < 128 * 1024
+    blocks = target.sm_count * (2 if small else 3)
+    return Config(threads=512, tile=1024, copies=32, blocks=blocks)
+
+
+def source(dtype: torch.dtype, blocksize: int, copies: int) -> KernelSource:
+    """The kernel for a result dtype, blocksize and number of codebook copies."""
+    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), ("COPIES", copies))
+    return KernelSource("dequantize_blockwise.cuh", "dequantize_blockwise", defines)
+
+
+def sources(target: Target) -> list[KernelSource]:
+    """Every kernel that `run` may ask for."""
+    copies = choose(target).copies
+    return [
+        source(dtype, blocksize, copies) for dtype in DTYPES for blocksize in BLOCKSIZES_8BIT
+    ]
+
+
+@lru_cache(maxsize=None)
+def _plan(index: int, dtype: torch.dtype, blocksize: int) -> tuple[LoadedKernel, Config]:
+    target = Target.of(torch.device("cuda", index))
+    config = choose(target)
+    return get_kernel(source(dtype, blocksize, config.copies), target, index), config
+
+
+def run(
+    A: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    blocksize: int,
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The dequantized tensor; `out`, if given, is contiguous, of A's shape and of `dtype`."""
+    A, absmax, code = A.contiguous(), absmax.contiguous(), code.contiguous()
+    if out is None:
+        out = torch.empty(A.shape, dtype=dtype, device=A.device)
+    count = A.numel()
+    if count:
+        index = A.get_device()
+        kernel, config = _plan(index, dtype, blocksize)
+        codes, target = A.data_ptr(), out.data_ptr()
+        work = -(-count // (config.tile * config.threads // 32))
+        kernel.launch(
+            (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
+            (codes, absmax.data_ptr(), code.data_ptr(), target, count, aligned(codes, target)),
+        )  # fmt: skip
+    return out
+
+
+def why_not(*args: object) -> str | None:
+    """Every checked call is served."""
+    return None
+
+
+KERNEL = Kernel(run=run, why_not=why_not)

@@ -1,0 +1,88 @@
+// Tensor core products of 16 x 8 x 16, asynchronous copies, and the weight decoding they feed on.
+//
+// Weights are the 16-row operand and activations the 8-column one, so a batch of up to 8 rows
+// wastes nothing. A byte of two codes becomes one fragment register by one look-up in a table of
+// all 256 bytes; the table lies in shared memory once for each of the 32 banks (or 16 times, for
+// pairs of lanes), so that look-ups of different lanes never meet in a bank.
+#pragma once
+#include "convert.cuh"
+
+#define TABLE_WORDS (256 * TABLE_COPIES)
+
+INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// Copies 16 bytes from global to shared memory, or zeros if not valid; source stays unread then.
+INLINE void copy16(void* target, const void* source, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
+               "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(target) = valid ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+INLINE void copy4(void* target, const void* source, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(target)), "l"(source),
+               "r"(valid ? 4 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<u32*>(target) = valid ? *reinterpret_cast<const u32*>(source) : 0u;
+#endif
+}
+
+INLINE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING of this thread's newest groups of copies are unfinished.
+template <int PENDING>
+INLINE void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// d += a (16 x 16) * b (16 x 8). Lane 4 g + t holds rows g and g + 8 of a and d, column g of b,
+// columns 2 t and 2 t + 1 of d; a[0], a[1], b[0] are at k = 2 t and 2 t + 1, the others 8 further.
+INLINE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+#if DTYPE == 2
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+#endif
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b0));
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+
+// Fills the table from the 16 values: the code in a byte's high half is the earlier element.
+INLINE void fill_pair_table(u32* table, const float* values) {
+  for (u32 i = threadIdx.x; i < TABLE_WORDS / 4; i += blockDim.x) {
+    u32 byte = i / (TABLE_COPIES / 4);
+    u32 pair = pack_pair(values[byte >> 4], values[byte & 15]);
+    reinterpret_cast<uint4*>(table)[i] = make_uint4(pair, pair, pair, pair);
+  }
+}
+
+// The fragment register for byte INDEX of a word. lane4: 4 * (lane % TABLE_COPIES).
+template <int INDEX>
+INLINE u32 decode_byte(const u32* table, u32 word, u32 lane4) {
+  const int shift = TABLE_COPIES == 32 ? 7 : 6;
+  const u32 mask = 255u << shift;
+  u32 moved = INDEX * 8 > shift ? word >> (INDEX * 8 - shift) : word << (shift - INDEX * 8);
+  return *reinterpret_cast<const u32*>(reinterpret_cast<const char*>(table) + ((moved & mask) | lane4));
+}

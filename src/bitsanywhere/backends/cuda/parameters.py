@@ -1,0 +1,49 @@
+"""What the kernels' launchers share: dtype numbers, formats as macros, grids."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from bitsanywhere.formats import codebook4
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+Defines = tuple[tuple[str, "str | int"], ...]
+
+
+@lru_cache(maxsize=None)
+def values_macro(quant_type: str) -> Defines:
+    """VALUES: the 16 values of a 4-bit format by code, exactly."""
+    return (("VALUES", _floats(codebook4(quant_type).values)),)
+
+
+@lru_cache(maxsize=None)
+def codec4_macros(quant_type: str) -> Defines:
+    """What codec4.cuh wants to know of a format: THRESHOLDS, ORDER, MIRRORED."""
+    format4 = codebook4(quant_type)
+    ascending = [format4.values[code] for code in format4.order]
+    mirrored = ascending == [-value for value in reversed(ascending)]
+    order = sum(code << 4 * i for i, code in enumerate(format4.order))
+    return (
+        ("THRESHOLDS", _floats(format4.thresholds)),
+        ("ORDER", f"{order:#x}ull"),
+        ("MIRRORED", int(mirrored)),
+    )
+
+
+def grid_size(work: int, most: int) -> int:
+    """Blocks for `work` equal pieces when `most` blocks fit on the chip at once."""
+    return max(1, min(work, most))
+
+
+def aligned(*pointers: int) -> bool:
+    """Whether all addresses are multiples of 16."""
+    joined = 0
+    for pointer in pointers:
+        joined |= pointer
+    return joined % 16 == 0
+
+
+def _floats(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value.hex()}f" for value in values)

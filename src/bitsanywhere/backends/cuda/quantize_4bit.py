@@ -1,0 +1,88 @@
+"""quantize_4bit on CUDA: configuration and launch of quantize_4bit.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, codec4_macros, grid_size
+from bitsanywhere.formats import BLOCKSIZES_4BIT, FORMATS4
+from bitsanywhere.ops.registry import Kernel
+from bitsanywhere.targets import Target
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a call is launched.
+
+    Attributes:
+        threads: of a block.
+        tile: elements that a warp takes at once.
+        blocks: blocks that the chip holds at once, about; more would only queue.
+    """
+
+    threads: int
+    tile: int
+    blocks: int
+
+
+def choose(dtype: torch.dtype, blocksize: int, target: Target) -> Config:
+    """The configuration for inputs of a dtype."""
+    tile = max(blocksize, 512 if dtype == torch.float32 else 1024)
+    return Config(threads=256, tile=tile, blocks=target.sm_count * (4 if tile > 1024 else 5))
+
+
+def source(dtype: torch.dtype, blocksize: int, quant_type: str) -> KernelSource:
+    """The kernel for a dtype, blocksize and format."""
+    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), *codec4_macros(quant_type))
+    return KernelSource("quantize_4bit.cuh", "quantize_4bit", defines)
+
+
+def sources(target: Target) -> list[KernelSource]:
+    """Every kernel that `run` may ask for."""
+    return [
+        source(dtype, blocksize, quant_type)
+        for dtype in DTYPES
+        for blocksize in BLOCKSIZES_4BIT
+        for quant_type in FORMATS4
+    ]
+
+
+@lru_cache(maxsize=None)
+def _plan(
+    index: int, dtype: torch.dtype, blocksize: int, quant_type: str
+) -> tuple[LoadedKernel, Config]:
+    target = Target.of(torch.device("cuda", index))
+    kernel = get_kernel(source(dtype, blocksize, quant_type), target, index)
+    return kernel, choose(dtype, blocksize, target)
+
+
+def run(
+    A: torch.Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed codes, shape (bytes / itemsize, 1), and float32 absmax, shape (blocks,)."""
+    A = A.contiguous()
+    count = A.numel()
+    packed = torch.empty((count + 1) // 2, dtype=torch.uint8, device=A.device)
+    absmax = torch.empty(-(-count // blocksize), dtype=torch.float32, device=A.device)
+    if count:
+        index = A.get_device()
+        kernel, config = _plan(index, A.dtype, blocksize, quant_type)
+        x, out = A.data_ptr(), packed.data_ptr()
+        work = -(-count // (config.tile * config.threads // 32))
+        kernel.launch(
+            (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
+            (x, out, absmax.data_ptr(), count, aligned(x, out)),
+        )  # fmt: skip
+    return packed.view(quant_storage).unsqueeze(1), absmax
+
+
+def why_not(*args: object) -> str | None:
+    """Every checked call is served."""
+    return None
+
+
+KERNEL = Kernel(run=run, why_not=why_not)

@@ -1,0 +1,91 @@
+"""quantize_blockwise on CUDA: configuration and launch of quantize_blockwise.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, grid_size
+from bitsanywhere.formats import BLOCKSIZES_8BIT, GRID_POINTS
+from bitsanywhere.ops.registry import Kernel
+from bitsanywhere.targets import Target
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a call is launched.
+
+    Attributes:
+        threads: of a block.
+        tile: elements that a warp takes at once.
+        shared_memory: bytes a block, the table of grid points.
+        blocks: blocks that the chip holds at once.
+    """
+
+    threads: int
+    tile: int
+    shared_memory: int
+    blocks: int
+
+
+def choose(dtype: torch.dtype, blocksize: int, target: Target) -> Config:
+    """The configuration: as many tables as the shared memory of a multiprocessor holds."""
+    tile = max(blocksize, 512 if dtype == torch.float32 else 1024)
+    tables = max(1, target.shared_memory // (GRID_POINTS + 1024))
+    # Registers of a warp's tile: large blocks leave room for fewer threads.
+    threads = 256 if tile > 1024 else 512
+    return Config(threads, tile, GRID_POINTS, target.sm_count * tables)
+
+
+def source(dtype: torch.dtype, blocksize: int, threads: int) -> KernelSource:
+    """The kernel for a dtype, blocksize and block of threads."""
+    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), ("THREADS", threads))
+    return KernelSource("quantize_blockwise.cuh", "quantize_blockwise", defines)
+
+
+def sources(target: Target) -> list[KernelSource]:
+    """Every kernel that `run` may ask for."""
+    return [
+        source(dtype, blocksize, choose(dtype, blocksize, target).threads)
+        for dtype in DTYPES
+        for blocksize in BLOCKSIZES_8BIT
+    ]
+
+
+@lru_cache(maxsize=None)
+def _plan(index: int, dtype: torch.dtype, blocksize: int) -> tuple[LoadedKernel, Config]:
+    target = Target.of(torch.device("cuda", index))
+    config = choose(dtype, blocksize, target)
+    return get_kernel(source(dtype, blocksize, config.threads), target, index), config
+
+
+def run(
+    A: torch.Tensor, code: torch.Tensor, blocksize: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 codes of A's shape, and float32 absmax, shape (blocks,)."""
+    A, code = A.contiguous(), code.contiguous()
+    count = A.numel()
+    out = torch.empty(A.shape, dtype=torch.uint8, device=A.device)
+    absmax = torch.empty(-(-count // blocksize), dtype=torch.float32, device=A.device)
+    if count:
+        index = A.get_device()
+        kernel, config = _plan(index, A.dtype, blocksize)
+        x, codes = A.data_ptr(), out.data_ptr()
+        work = -(-count // (config.tile * config.threads // 32))
+        kernel.launch(
+            (grid_size(work, config.blocks),), config.threads, config.shared_memory,
+            current_stream(index),
+            (x, code.data_ptr(), codes, absmax.data_ptr(), count, aligned(x, codes)),
+        )  # fmt: skip
+    return out, absmax
+
+
+def why_not(*args: object) -> str | None:
+    """Every checked call is served."""
+    return None
+
+
+KERNEL = Kernel(run=run, why_not=why_not)

@@ -1,0 +1,1 @@
+"""The command `bitsanywhere`, one file a command."""
