@@ -1,0 +1,283 @@
+"""Ops on an NVIDIA GPU beside bitsandbytes, cuBLAS and the copy bandwidth, in one run.
+
+Times are CUDA graph replays over rotated buffers, so that the L2 cache does not serve them:
+the median over replays of a graph that holds one call for each buffer.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["BITSANYWHERE_BACKEND"] = "0"
+
+import torch
+from tqdm import tqdm
+
+import bitsanywhere as ours
+from benchmarks.measure import environment, write
+
+try:
+    import bitsandbytes as peer
+except ImportError:
+    peer = None
+
+ROTATED_BYTES = 400 << 20
+GEMM_SHAPES = ((28672, 8192), (14336, 4096), (4096, 4096))
+GEMM_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 1024)
+CODEC_SIZE = 16384
+Job = tuple[str, dict[str, Callable[[int], Any]], int, dict[str, Any]]
+
+
+def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 15) -> float:
+    """Seconds of one call; ``call(i)`` works on buffer ``i``."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for index in range(min(buffers, 3)):
+            call(index)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(buffers):
+            call(index)
+    times = []
+    graph.replay()
+    for _ in range(replays):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / buffers)
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by a device-to-device copy of 1 GiB."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / graph_time(lambda _: target.copy_(source), 1)
+
+
+def libraries() -> dict[str, Any]:
+    """Ours and, if installed, the peer."""
+    return {"bitsanywhere": ours} | ({"bitsandbytes": peer} if peer is not None else {})
+
+
+def codec_jobs() -> list[Job]:
+    """Quantize and dequantize a 16384x16384 bf16 tensor; ``bytes`` is what must move."""
+    x = torch.randn(CODEC_SIZE, CODEC_SIZE, device="cuda").bfloat16()
+    count = x.numel()
+    bytes4 = count * 2 + count // 2 + count // 64 * 4
+    bytes8 = count * 2 + count + count // 256 * 4
+    calls: dict[str, dict[str, Any]] = {}
+    for name, module in libraries().items():
+        F = module.functional
+        codes4, state4 = F.quantize_4bit(x, quant_type="nf4")
+        codes8, state8 = F.quantize_blockwise(x, blocksize=256)
+        work = {
+            "quantize_4bit nf4": lambda _, F=F: F.quantize_4bit(x, quant_type="nf4"),
+            "dequantize_4bit nf4": lambda _, F=F, c=codes4, s=state4: F.dequantize_4bit(c, s),
+            "quantize_blockwise": lambda _, F=F: F.quantize_blockwise(x, blocksize=256),
+            "dequantize_blockwise": lambda _, F=F, c=codes8, s=state8: F.dequantize_blockwise(c, s),
+        }
+        for action, call in work.items():
+            calls.setdefault(action, {})[name] = call
+    return [
+        (action, pair, 1, {"bytes": bytes4 if "4bit" in action else bytes8, "size": CODEC_SIZE})
+        for action, pair in calls.items()
+    ]
+
+
+def gemm_jobs(n: int, k: int) -> list[Job]:
+    """One shape, every M, plain and nested statistics."""
+    buffers = max(2, -(-ROTATED_BYTES // (n * k // 2)))
+    weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    dense = [weights[i % 2].clone() for i in range(max(2, -(-ROTATED_BYTES // (n * k * 2))))]
+    jobs = []
+    for nested in (False, True):
+        quantized = {
+            name: [
+                module.functional.quantize_4bit(
+                    weights[i % 2], quant_type="nf4", compress_statistics=nested
+                )
+                for i in range(buffers)
+            ]
+            for name, module in libraries().items()
+        }
+        scales = n * k // 64 * (1 if nested else 4)
+        for m in GEMM_ROWS:
+            x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+            calls: dict[str, Callable[[int], Any]] = {}
+            for name, module in libraries().items():
+                pairs = quantized[name]
+                calls[name] = lambda i, p=pairs, f=module.matmul_4bit, x=x: f(
+                    x, p[i][0].t(), quant_state=p[i][1]
+                )
+            if not nested:
+                calls["cublas bfloat16"] = lambda i, x=x: torch.nn.functional.linear(
+                    x, dense[i % len(dense)]
+                )
+            moved = n * k // 2 + scales + 2 * m * (n + k)
+            facts = {"bytes": moved, "m": m, "n": n, "k": k, "nested": nested}
+            jobs.append((f"gemm_4bit M={m} {n}x{k}{' nested' * nested}", calls, buffers, facts))
+    return jobs
+
+
+def training_jobs() -> list[Job]:
+    """Forward and gradient of the input at training sizes, beside a dense bf16 layer."""
+    jobs = []
+    for m, n, k in ((4096, 4096, 4096), (4096, 14336, 4096), (1024, 4096, 4096)):
+        layers = {
+            name: module.nn.LinearNF4(k, n, bias=False, compute_dtype=torch.bfloat16).cuda()
+            for name, module in libraries().items()
+        }
+        dense = torch.nn.Linear(k, n, bias=False, device="cuda", dtype=torch.bfloat16)
+        layers["cublas bfloat16"] = dense.requires_grad_(False)
+        x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        seed = torch.randn(m, n, device="cuda", dtype=torch.bfloat16)
+
+        def both(_: int, layer: torch.nn.Module, x=x, seed=seed) -> None:
+            torch.autograd.grad(layer(x), x, seed)
+
+        def forward(_: int, layer: torch.nn.Module, x=x) -> None:
+            layer(x.detach())
+
+        for name, call in (("forward", forward), ("forward and input gradient", both)):
+            calls = {
+                which: (lambda i, layer=layer, call=call: call(i, layer))
+                for which, layer in layers.items()
+            }
+            jobs.append((f"linear {name} M={m} {n}x{k}", calls, 1, {"m": m, "n": n, "k": k}))
+    return jobs
+
+
+def measure(jobs: list[Job], bandwidth: float) -> list[dict[str, Any]]:
+    """One row a job: microseconds of each library, and fractions of the copy bandwidth."""
+    rows = []
+    for name, calls, buffers, facts in jobs:
+        row: dict[str, Any] = {"case": name, **facts, "microseconds": {}, "fraction": {}}
+        for library, call in calls.items():
+            try:
+                seconds = graph_time(call, buffers)
+            except RuntimeError as error:
+                row.setdefault("failed", {})[library] = str(error).splitlines()[0]
+                torch.cuda.synchronize()
+                continue
+            row["microseconds"][library] = seconds * 1e6
+            if "bytes" in facts and library != "cublas bfloat16":
+                row["fraction"][library] = facts["bytes"] / seconds / bandwidth
+        tqdm.write(f"{name}: " + line(row))
+        rows.append(row)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in short."""
+    times = " ".join(f"{name} {us:.1f} us" for name, us in row["microseconds"].items())
+    parts = " ".join(f"{name} {part:.2f}" for name, part in row["fraction"].items())
+    return f"{times} | {parts}{' FAILED ' + str(row['failed']) if 'failed' in row else ''}"
+
+
+def eager_overhead() -> dict[str, float]:
+    """Microseconds of host time of one 4-bit linear on a tiny shape, without waiting."""
+    result = {}
+    for name, module in libraries().items():
+        layer = module.nn.LinearNF4(64, 64, bias=False, compute_dtype=torch.bfloat16).cuda()
+        x = torch.randn(1, 64, device="cuda", dtype=torch.bfloat16)
+        with torch.no_grad():
+            for _ in range(200):
+                layer(x)
+            taken = []
+            for _ in range(20):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(100):
+                    layer(x)
+                taken.append((time.perf_counter() - start) / 100 * 1e6)
+        result[name] = statistics.median(taken)
+    return result
+
+
+FIRST_USE = """
+import time, torch, bitsanywhere as bnb
+torch.manual_seed(0)
+layers = [torch.nn.Linear(a, b, bias=False, dtype=torch.bfloat16)
+          for a, b in ((2048, 2048), (2048, 5632), (5632, 2048), (2048, 512))]
+x = torch.randn(8, 2048, device="cuda", dtype=torch.bfloat16)
+(x @ x.t()).sum().item()
+def build():
+    out = []
+    for layer in layers:
+        new = bnb.nn.LinearNF4(layer.in_features, layer.out_features, bias=False,
+                               compute_dtype=torch.bfloat16)
+        new.weight.data.copy_(layer.weight.data)
+        out.append(new.cuda())
+    for m in (8, 1):
+        for layer in out:
+            layer(torch.ones(m, layer.in_features, device="cuda", dtype=torch.bfloat16))
+    torch.cuda.synchronize()
+def timed():
+    start = time.perf_counter(); build(); return time.perf_counter() - start
+first, again = timed(), min(timed(), timed())
+print("ADDED", first - again)
+"""
+
+
+def first_use() -> dict[str, float]:
+    """Seconds that the first use of a small 4-bit model adds, on a cold and on a warm cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {**os.environ, "BITSANYWHERE_CACHE_DIR": os.path.join(cache, "kernels")}
+        result = {}
+        for state in ("cold", "warm"):
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_USE],
+                capture_output=True,
+                text=True,
+                env=settings,
+                check=True,
+            )
+            result[state] = float(done.stdout.split("ADDED")[1])
+    return result
+
+
+def main() -> None:
+    """Measures everything and writes ``results/gpu_<name>.json``."""
+    torch.manual_seed(0)
+    name = torch.cuda.get_device_name()
+    bandwidth = copy_bandwidth()
+    with torch.no_grad():
+        rows = measure(codec_jobs(), bandwidth)
+        torch.cuda.empty_cache()
+        for n, k in GEMM_SHAPES:
+            rows += measure(gemm_jobs(n, k), bandwidth)
+            torch.cuda.empty_cache()
+    rows += measure(training_jobs(), bandwidth)
+    content = {
+        "environment": environment(name),
+        "copy_bandwidth_bytes_per_second": bandwidth,
+        "first_use_seconds": first_use(),
+        "eager_overhead_microseconds": eager_overhead(),
+        "rows": rows,
+    }
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    content["environment"]["driver"] = driver.stdout.split("\n")[0]
+    print(content["first_use_seconds"], content["eager_overhead_microseconds"])
+    print(write(f"gpu_{name.lower().replace(' ', '_')}", content))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Draws the committed results: ``python -m benchmarks.plots`` writes SVG beside the data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from benchmarks.measure import RESULTS
+
+COLOURS = {"bitsanywhere": "#0b6e4f", "bitsandbytes": "#c8553d", "cublas bfloat16": "#6b7a8f"}
+
+
+def fraction_plot(results: dict[str, Any], name: str) -> None:
+    """Fraction of the copy bandwidth that a 4-bit product reaches, against M."""
+    rows = [row for row in results["rows"] if row["case"].startswith("gemm_4bit")]
+    shapes = sorted({(row["n"], row["k"]) for row in rows}, reverse=True)
+    figure, axes = plt.subplots(
+        1, len(shapes), figsize=(4.2 * len(shapes), 3.6), sharey=True, layout="constrained"
+    )
+    for axis, (n, k) in zip(axes, shapes):
+        plain = [row for row in rows if (row["n"], row["k"]) == (n, k) and not row["nested"]]
+        for library, colour in COLOURS.items():
+            points = [
+                (row["m"], row["bytes"] / row["microseconds"][library] * 1e6)
+                for row in plain
+                if library in row["microseconds"]
+            ]
+            if points:
+                bandwidth = results["copy_bandwidth_bytes_per_second"]
+                m, speed = zip(*points)
+                axis.plot(
+                    m, [s / bandwidth for s in speed], "o-", color=colour, label=library, ms=4
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_title(f"{n} x {k}", fontsize=10)
+        axis.set_xlabel("rows of the input, M")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("4-bit bytes over time\n/ copy bandwidth")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"4-bit matrix product, {results['environment']['device']}", fontsize=11)
+    figure.savefig(RESULTS / f"{name}_fraction.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def ratio_plot(results: dict[str, Any], name: str) -> None:
+    """How many times bitsandbytes' time ours fits into, a bar a case."""
+    rows = results["rows"][::-1]
+    figure, axis = plt.subplots(figsize=(7.5, 0.32 * len(rows) + 1), layout="constrained")
+    bars = axis.barh(
+        [row["case"] for row in rows],
+        [row["peer_over_ours"] for row in rows],
+        color=COLOURS["bitsanywhere"],
+    )
+    axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axis.axvline(1, color=COLOURS["bitsandbytes"], lw=1)
+    axis.set_xscale("log")
+    axis.set_xlabel("bitsandbytes' time over ours")
+    axis.tick_params(axis="y", labelsize=8)
+    axis.set_title(results["environment"]["device"], fontsize=9)
+    figure.savefig(RESULTS / f"{name}_ratio.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draws every result file that is there."""
+    for path in sorted(RESULTS.glob("*.json")):
+        results = json.loads(path.read_text())
+        if path.stem == "cpu":
+            ratio_plot(results, path.stem)
+        elif path.stem.startswith("gpu_"):
+            fraction_plot(results, path.stem)
+
+
+if __name__ == "__main__":
+    main()

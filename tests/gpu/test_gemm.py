@@ -1,0 +1,224 @@
+"""4-bit matrix products on a GPU against float64, and in graphs, streams and compiled models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cases import Gemm, gemm_cases
+from bitsanywhere import functional as F
+from bitsanywhere import ops
+from bitsanywhere.nn import LinearNF4
+
+ROOT = Path(__file__).parents[2]
+
+
+def operands(case: Gemm, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, F.QuantState, object]:
+    torch.manual_seed(seed)
+    weight = torch.randn(case.n, case.k, device="cuda")
+    x = torch.randn(case.m, case.k, device="cuda").to(case.dtype)
+    codes, state = F.quantize_4bit(
+        weight,
+        blocksize=case.blocksize,
+        quant_type=case.quant_type,
+        compress_statistics=case.nested,
+    )
+    bias = torch.randn(case.n, device="cuda").to(case.dtype) if case.bias else None
+    return x, codes, state, bias
+
+
+def expected64(x, codes, state, bias) -> torch.Tensor:
+    weight = F.dequantize_4bit(codes, state).double()
+    out = x.double() @ weight.t()
+    return out if bias is None else out + bias.double()
+
+
+def run(case: Gemm, x, codes, state, bias) -> torch.Tensor:
+    absmax, absmax_8bit, code, offset = state.gemm_statistics()
+    return ops.gemm_4bit(
+        x, codes, state.shape, absmax, case.blocksize, case.quant_type, bias,
+        absmax_8bit, code, offset,
+    )  # fmt: skip
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("case", gemm_cases(), ids=str)
+def test_gemm_against_float64(case):
+    x, codes, state, bias = operands(case)
+    out = run(case, x, codes, state, bias)
+    assert out.dtype == case.dtype
+    assert out.shape == (case.m, case.n)
+    assert error(out, expected64(x, codes, state, bias)) < case.tolerance
+
+
+@pytest.mark.parametrize("m", [1, 8, 16, 64, 128, 512])
+@pytest.mark.parametrize("nested", [False, True])
+def test_large_gemm_against_float64(m, nested):
+    case = Gemm(m, 4096, 4096, nested=nested, bias=True)
+    x, codes, state, bias = operands(case)
+    assert error(run(case, x, codes, state, bias), expected64(x, codes, state, bias)) < 8e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("m", [1, 5])
+def test_gemv_with_any_codebook(m, dtype):
+    case = Gemm(m, 130, 96, dtype)
+    x, codes, state, _ = operands(case)
+    code = torch.randn(16, device="cuda")
+    out = ops.gemv_4bit(x, codes, state.shape, state.absmax, code, 64)
+    pairs = codes.flatten()
+    weight = code[torch.stack((pairs >> 4, pairs & 15), 1).flatten().int()].double()
+    weight = weight * state.absmax.repeat_interleave(64).double()
+    assert error(out, x.double() @ weight.view(130, 96).t()) < case.tolerance
+
+
+def test_batched_strided_and_empty_inputs():
+    case = Gemm(6, 64, 128)
+    x, codes, state, _ = operands(case)
+    flat = run(case, x, codes, state, None)
+    assert torch.equal(run(case, x.view(2, 3, 128), codes, state, None), flat.view(2, 3, 64))
+    wide = x.repeat_interleave(2, 1)[:, ::2]
+    assert not wide.is_contiguous()
+    assert torch.equal(run(case, wide, codes, state, None), flat)
+    assert run(case, x[:0], codes, state, None).shape == (0, 64)
+    shifted = torch.empty(6 * 128 + 1, device="cuda", dtype=x.dtype)[1:].view(6, 128).copy_(x)
+    assert torch.equal(run(case, shifted, codes, state, None), flat), "unaligned activations"
+
+
+@pytest.mark.parametrize("m", [1, 16, 100])
+def test_is_deterministic(m):
+    case = Gemm(m, 4096, 4096)
+    x, codes, state, _ = operands(case)
+    first = run(case, x, codes, state, None)
+    assert all(torch.equal(run(case, x, codes, state, None), first) for _ in range(20))
+
+
+@pytest.mark.parametrize("m", [1, 16, 200])
+def test_nan_and_inf_activations_show(m):
+    case = Gemm(m, 64, 256)
+    x, codes, state, _ = operands(case)
+    clean = run(case, x, codes, state, None)
+    x[0, 3] = float("nan")
+    out = run(case, x, codes, state, None)
+    assert out[0].isnan().all()
+    assert torch.equal(out[1:], clean[1:])
+
+
+@pytest.mark.parametrize("m", [1, 16, 300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_cuda_graph(m, dtype):
+    torch.use_deterministic_algorithms(False)
+    layer = LinearNF4(512, 768, compute_dtype=dtype).cuda()
+    x = torch.randn(m, 512, device="cuda", dtype=dtype)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            layer(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            x.normal_()
+            graph.replay()
+            assert torch.equal(out, layer(x))
+
+
+def test_cuda_graph_capture_as_first_use():
+    """Nothing is warmed up: a fresh process captures its very first call."""
+    script = """
+import torch, bitsanywhere as bnb
+layer = bnb.nn.LinearNF4(512, 768, compute_dtype=torch.bfloat16).cuda()
+x = torch.randn(4, 512, device="cuda", dtype=torch.bfloat16)
+graph = torch.cuda.CUDAGraph()
+with torch.no_grad():
+    with torch.cuda.graph(graph):
+        out = layer(x)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, layer(x)), (out - layer(x)).abs().max()
+print("captured")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
+    )
+    assert "captured" in done.stdout, done.stderr
+
+
+def test_streams():
+    torch.use_deterministic_algorithms(False)
+    case = Gemm(4, 2048, 2048)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    work = [operands(case, seed) for seed in range(4)]
+    torch.cuda.synchronize()
+    expected = [run(case, *w[:3], None) for w in work]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        outs = []
+        for stream, w in zip(streams, work):
+            with torch.cuda.stream(stream):
+                outs.append(run(case, *w[:3], None))
+        torch.cuda.synchronize()
+        assert all(torch.equal(got, e) for got, e in zip(outs, expected))
+
+
+@pytest.mark.parametrize("m", [3, 200])
+def test_gradients_against_float64(m):
+    layer = LinearNF4(320, 256, compute_dtype=torch.bfloat16).cuda()
+    x = torch.randn(m, 320, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    seed = torch.randn(m, 256, device="cuda", dtype=torch.bfloat16)
+    layer(x).backward(seed)
+    weight = F.dequantize_4bit(layer.weight.data, layer.weight.quant_state).double()
+    assert error(x.grad, seed.double() @ weight) < 8e-3
+
+
+def test_compile_fullgraph():
+    torch.use_deterministic_algorithms(False)
+    model = torch.nn.Sequential(
+        LinearNF4(256, 512, compute_dtype=torch.bfloat16),
+        torch.nn.GELU(),
+        LinearNF4(512, 128, compute_dtype=torch.bfloat16),
+    ).cuda()
+    compiled = torch.compile(model, fullgraph=True)
+    for m in (1, 33):
+        x = torch.randn(m, 256, device="cuda", dtype=torch.bfloat16)
+        with torch.no_grad():
+            expected = model(x)
+            assert error(compiled(x), expected.double()) < 1e-2
+    x.requires_grad_()
+    compiled(x).square().sum().backward()
+    gradient, x.grad = x.grad, None
+    model(x).square().sum().backward()
+    assert error(gradient, x.grad.double()) < 2e-2
+
+
+def environment(**changes: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+def test_the_code_path_of_an_orin(tmp_path):
+    """Kernels as compute_87 PTX finished by the driver, configured for an Orin Nano."""
+    if os.environ.get("BITSANYWHERE_TARGET"):
+        pytest.skip("this is that run")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+         str(ROOT / "tests/gpu"), "-k", "not more_than_2_to_31 and not first_use"],
+        capture_output=True, text=True, cwd=ROOT,
+        env=environment(
+            BITSANYWHERE_JIT_ARCH="compute_87",
+            BITSANYWHERE_TARGET="orin-nano",
+            BITSANYWHERE_CACHE_DIR=str(tmp_path / "cache"),
+        ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
