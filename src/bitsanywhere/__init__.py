@@ -5,12 +5,44 @@ The names are bitsandbytes': ``import bitsanywhere as bnb`` gives ``bnb.nn.Linea
 kernels are compiled for the processor in front of them on first use.
 """
 
-from bitsanywhere import functional, nn
-from bitsanywhere.autograd import MatMul4Bit, matmul_4bit
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from bitsanywhere.version import __version__
+
+if TYPE_CHECKING:
+    from bitsanywhere import functional, nn
+    from bitsanywhere.autograd import MatMul4Bit, matmul_4bit
+    from bitsanywhere.warmup import warmup
 
 features = {"multi_backend"}
 supported_torch_devices = {"cpu", "cuda"}
+_NEED_TORCH = {
+    "MatMul4Bit": "autograd",
+    "functional": "functional",
+    "matmul_4bit": "autograd",
+    "nn": "nn",
+    "warmup": "warmup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs torch; only our command, which may not, leaves that to first use."""
+    if name not in _NEED_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_NEED_TORCH[name]}")
+    value = module if name in ("functional", "nn") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+if not sys.argv or Path(sys.argv[0]).stem not in ("bitsanywhere", "-m"):
+    for _name in _NEED_TORCH:
+        __getattr__(_name)
 
 __all__ = [
     "MatMul4Bit",
@@ -20,4 +52,5 @@ __all__ = [
     "matmul_4bit",
     "nn",
     "supported_torch_devices",
+    "warmup",
 ]

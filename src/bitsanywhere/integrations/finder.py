@@ -66,7 +66,8 @@ class Finder(MetaPathFinder):
         return spec_from_loader(fullname, AliasLoader(real))
 
     def find_distributions(
-        self, context: DistributionFinder.Context = DistributionFinder.Context()  # noqa: B008
+        self,
+        context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008
     ) -> Iterator[Distribution]:
         """Our distribution, where ``bitsandbytes`` or everything is asked for."""
         if context.name is not None and context.name.lower() != NAME:
@@ -94,7 +95,7 @@ class TopLoader(PackageLoader):
     """Fills the module ``bitsandbytes``: its own version, everything else read from ours."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Makes every name of ours one of the module's, and loads what `import bitsandbytes` does."""
+        """Gives the module every name of ours, and the submodules that theirs imports."""
         ours = importlib.import_module(OURS)
 
         def read(name: str) -> Any:

@@ -1,0 +1,89 @@
+"""Way 2 on a GPU: stock bitsandbytes 0.50.2 runs its ops on our kernels, and results agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, os, sys, torch
+import bitsandbytes as bnb
+F = bnb.functional
+torch.manual_seed(0)
+out = {}
+served = []
+if os.environ["BITSANYWHERE_BACKEND"] == "1":
+    from bitsanywhere.ops import registry
+    kernels, problem = registry.load_backend("cuda")
+    assert problem is None, problem
+    for name, kernel in list(kernels.items()):
+        def run(*args, _name=name, _run=kernel.run, **kwargs):
+            served.append(_name)
+            return _run(*args, **kwargs)
+        kernels[name] = registry.Kernel(run, kernel.why_not)
+weight = torch.randn(512, 768, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+weight = weight.cuda()
+for quant_type in ("nf4", "fp4"):
+    for nested in (False, True):
+        codes, state = F.quantize_4bit(weight, quant_type=quant_type, compress_statistics=nested)
+        key = f"{quant_type} {nested}"
+        out[key] = {"codes": codes, "restored": F.dequantize_4bit(codes, state)}
+        for m in (1, 5, 40, 300):
+            x = torch.randn(m, 768, generator=torch.Generator().manual_seed(m)).bfloat16().cuda()
+            out[key][f"matmul {m}"] = bnb.matmul_4bit(x, codes.t(), quant_state=state)
+codes, state = F.quantize_blockwise(weight, blocksize=256)
+out["8bit"] = {"codes": codes, "restored": F.dequantize_blockwise(codes, state)}
+torch.save(out, sys.argv[1])
+print("SERVED " + json.dumps(sorted(set(served))))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    import torch
+
+    folder = tmp_path_factory.mktemp("way2")
+    results, served = {}, {}
+    for switch in ("0", "1"):
+        path = folder / f"{switch}.pt"
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "BITSANYWHERE_BACKEND": switch},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[switch] = torch.load(path, weights_only=True)
+        served[switch] = json.loads(done.stdout.split("SERVED ")[1])
+    return results, served
+
+
+def test_our_kernels_served(runs):
+    _, served = runs
+    assert served["0"] == []
+    assert {
+        "quantize_4bit", "dequantize_4bit", "quantize_blockwise", "dequantize_blockwise",
+        "gemm_4bit",
+    } <= set(served["1"])  # fmt: skip
+
+
+def test_results_agree(runs):
+    import torch
+
+    results, _ = runs
+    for key, stock in results["0"].items():
+        ours = results["1"][key]
+        differing = (stock["codes"] != ours["codes"]).float().mean().item()
+        assert differing < (3e-3 if key == "8bit" else 1e-4), key
+        for part, expected in stock.items():
+            if part != "codes":
+                gap = (ours[part].float() - expected.float()).norm() / expected.float().norm()
+                assert gap < 1e-2, (key, part, gap.item())
+        assert isinstance(expected, torch.Tensor)
