@@ -70,6 +70,9 @@ def test_a_container_ends_where_it_says() -> None:
         container(entry(80, header=56)),
         container(entry(80, header=66)),
         container(entry(80, packed=1000)),
+        container(entry(0)),
+        container(entry(70000)),
+        container(entry(80, PTX, isa=(65535, 0))),
         container(entry(80), size=2**64 - 16),
         container(entry(80))[:50],
     ],
@@ -87,7 +90,8 @@ def test_the_magic_alone_is_nothing() -> None:
 
 def test_too_many_structures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fatbin, "MAX_STRUCTURES", 50)
-    scan([container(*[entry(80)] * 49)])
+    (found,) = scan([container(*[entry(80)] * 49)]).found
+    assert found.codes == (Code("sass", 80),)
     with pytest.raises(AuditError, match="more than 50"):
         scan([container(*[entry(80)] * 50)])
     with pytest.raises(AuditError, match="more than 50"):

@@ -73,7 +73,8 @@ def gpu() -> dict[str, int]:
 def verdict(path: Path) -> tuple[str, int]:
     """What the audit says of this GPU and driver: the verdict and the error number."""
     (place,) = find(str(path))
-    (library,) = [read(each) for each in place.members()]
+    with place.open() as (member,):
+        library = read(member)
     version = gpu()["driver"]
     found = judge(library, of_arch(gpu()["arch"]), (version // 1000, version % 1000 // 10))
     return found.verdict, (ERRORS[found.error].code or 0) if found.error else 0

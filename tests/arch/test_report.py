@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bitsanywhere.arch import audit
+import bitsanywhere.arch
+from bitsanywhere.arch import audit, audit_installed, find_device
 from bitsanywhere.arch.explain import explain
 from bitsanywhere.arch.report import parse_cuda
 from bitsanywhere.errors import AuditError, InvalidArgumentError
-from tests.arch.binaries import PTX, container, elf, entry, wheel
+from tests.arch.binaries import PTX, container, cubin, elf, entry, wheel
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -110,6 +112,55 @@ def test_no_gpu_code_covers_nothing(tmp_path: Path) -> None:
     assert not report.covered("h100")
 
 
+def test_an_installed_package_reads_only_what_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "gpukit-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gpukit\nVersion: 2.0\n")
+    names = ("gpukit_cuda126.so", "gpukit_cuda130.so")
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+    (tmp_path / names[0]).write_bytes(elf({".nv_fatbin": container(entry(80))}))
+    # would be an error if it were read
+    (tmp_path / names[1]).write_bytes(b"\x7fELF")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = audit_installed("gpukit", find_device("sm_87"), (12, 8))
+    assert file is not None
+    assert [each.path for each in file.libraries] == [names[0]]
+    assert file.devices[0].finding.verdict == "tegra-undocumented"
+    with pytest.raises(AuditError, match="cuda130"):
+        audit_installed("gpukit", find_device("sm_87"), (13, 0))
+    none = audit_installed("gpukit", find_device("sm_87"), (11, 8))
+    assert none is not None
+    assert none.devices[0].finding.verdict == "cuda-major"
+    assert audit_installed("no-such-package-x", find_device("sm_87"), (12, 6)) is None
+
+
+def test_bare_cubins_of_a_folder_are_one_library(tmp_path: Path) -> None:
+    path = tmp_path / "kit-1-py3-none-any.whl"
+    members = {f"kit/cubins/{arch}.cubin": cubin(arch) for arch in (80, 90, 100)}
+    path.write_bytes(wheel({**members, "kit/one.cubin": cubin(120)}))
+    report = audit([str(path)], ["h100"])
+    (file,) = report.files
+    assert [(each.path, each.sass) for each in file.libraries] == [
+        ("kit/cubins/*", ("sm_80", "sm_90", "sm_100")),
+        ("kit/one.cubin", ("sm_120",)),
+    ]
+    device = file.devices[0]
+    assert [each.verdict for each in device.libraries] == ["sass-exact", "no-image"]
+
+
+def test_more_libraries_than_any_package_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "many-1-py3-none-any.whl"
+    code = elf({".nv_fatbin": container(entry(80))})
+    path.write_bytes(wheel({f"{number}.so": code for number in range(3)}))
+    monkeypatch.setattr("bitsanywhere.arch.report.MAX_LIBRARIES", 2)
+    with pytest.raises(AuditError, match="3 libraries with GPU code"):
+        audit([str(path)])
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("named symbol not found")
@@ -131,11 +182,20 @@ def test_malformed_cuda_versions(text: str) -> None:
     assert parse_cuda(" 12.6.85") == (12, 6)
 
 
-def test_the_audit_needs_no_torch() -> None:
+def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     """In a release pipeline nothing but this package has to be installed."""
-    code = (
-        "import sys; import bitsanywhere.arch, bitsanywhere.cli.audit; "
-        "print(sorted({'torch', 'numpy', 'numba'} & set(sys.modules)))"
+    for name in ("torch", "numpy", "numba"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not for the audit')")
+    source = Path(bitsanywhere.arch.__file__).parents[2]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bitsanywhere.cli", "audit"),
+            *(str(FIXTURES / "plain_sm80.so"), "--device", "a100"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(source)])},
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.returncode == 0, done.stderr
+    assert "sass-exact" in done.stdout

@@ -58,7 +58,8 @@ def results() -> dict:
         "scores": {
             "before": scores(0.0, ["I <think>"]),
             "after": scores(0.75, ["All a are b."]),
-            "merged": scores(0.5, ["No a are b."]),
+            "merged_bf16": scores(0.5, ["No a are b."]),
+            "merged_nf4": scores(0.25, ["No a are b."]),
         },
         "items": [{"question": "All a are c.\nAll c are b.", "answer": "All a are b."}],
         "checks": [

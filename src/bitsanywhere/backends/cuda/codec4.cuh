@@ -1,6 +1,6 @@
 // A scaled value to its 4-bit code, by one table look-up and one comparison.
 //
-// The format comes as macros: VALUES (16 floats by code), THRESHOLDS (15 ascending floats), ORDER
+// The format comes as macros: THRESHOLDS (15 ascending floats), ORDER
 // (codes by ascending interval, four bits each) and MIRRORED. The interval of s is #{t : s > t}, NaN going last.
 //
 // [-1, 1] is cut into buckets 1/16 wide, so narrow that none holds two thresholds. The bucket is a

@@ -9,13 +9,11 @@
 #define TILE (UNROLL * WARP_VECTOR)
 
 extern "C" __global__ void __launch_bounds__(256)
-dequantize_4bit(const u8* __restrict__ packed, const float* __restrict__ absmax, Element* __restrict__ out,
-                i64 n, int aligned) {
+dequantize_4bit(const u8* __restrict__ packed, const float* __restrict__ absmax,
+                const float* __restrict__ codebook, Element* __restrict__ out, i64 n, int block_shift,
+                int aligned) {
   __shared__ float table[16 * 32];
-  const float values[16] = {VALUES};
-  if (threadIdx.x < 32)
-#pragma unroll
-    for (int i = 0; i < 16; i++) table[i * 32 + threadIdx.x] = values[i];
+  for (u32 i = threadIdx.x; i < 16 * 32; i += blockDim.x) table[i] = codebook[i / 32];
   __syncthreads();
 
   u32 lane = threadIdx.x % 32;
@@ -37,7 +35,7 @@ dequantize_4bit(const u8* __restrict__ packed, const float* __restrict__ absmax,
         for (int i = 0; i < 4; i++)
           if (first + 2 * i < n) words[v] |= (u32)packed[first / 2 + i] << 8 * i;
       }
-      scales[v] = first < n ? absmax[first / BLOCKSIZE] : 0.0f;
+      scales[v] = first < n ? absmax[first >> block_shift] : 0.0f;
     }
 #pragma unroll
     for (int v = 0; v < UNROLL; v++) {

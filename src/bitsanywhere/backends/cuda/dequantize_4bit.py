@@ -9,8 +9,7 @@ from functools import lru_cache
 import torch
 
 from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
-from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, grid_size, values_macro
-from bitsanywhere.formats import BLOCKSIZES_4BIT, FORMATS4
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, codebook, grid_size
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
@@ -35,28 +34,20 @@ def choose(target: Target) -> Config:
     return Config(threads=256, tile=2048, blocks=target.sm_count * 5)
 
 
-def source(dtype: torch.dtype, blocksize: int, quant_type: str) -> KernelSource:
-    """The kernel for a result dtype, blocksize and format."""
-    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), *values_macro(quant_type))
-    return KernelSource("dequantize_4bit.cuh", "dequantize_4bit", defines)
+def source(dtype: torch.dtype) -> KernelSource:
+    """The kernel for a result dtype."""
+    return KernelSource("dequantize_4bit.cuh", "dequantize_4bit", (("DTYPE", DTYPES[dtype]),))
 
 
 def sources(target: Target) -> list[KernelSource]:
     """Every kernel that `run` may ask for."""
-    return [
-        source(dtype, blocksize, quant_type)
-        for dtype in DTYPES
-        for blocksize in BLOCKSIZES_4BIT
-        for quant_type in FORMATS4
-    ]
+    return [source(dtype) for dtype in DTYPES]
 
 
 @lru_cache(maxsize=None)
-def _plan(
-    index: int, dtype: torch.dtype, blocksize: int, quant_type: str
-) -> tuple[LoadedKernel, Config]:
+def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
     target = Target.of(torch.device("cuda", index))
-    return get_kernel(source(dtype, blocksize, quant_type), target, index), choose(target)
+    return get_kernel(source(dtype), target, index), choose(target)
 
 
 def run(
@@ -69,18 +60,34 @@ def run(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The dequantized tensor; `out`, if given, is contiguous, of that shape and dtype."""
+    return decode(A, absmax, blocksize, codebook(quant_type, A.device), shape, dtype, out)
+
+
+def decode(
+    A: torch.Tensor,
+    absmax: torch.Tensor,
+    blocksize: int,
+    code: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `run`, for any codebook: 16 floats on A's device."""
     A, absmax = A.contiguous(), absmax.contiguous()
     if out is None:
         out = torch.empty(tuple(shape), dtype=dtype, device=A.device)
     count = out.numel()
     if count:
         index = A.get_device()
-        kernel, config = _plan(index, dtype, blocksize, quant_type)
+        kernel, config = _plan(index, dtype)
         packed, target = A.data_ptr(), out.data_ptr()
         work = -(-count // (config.tile * config.threads // 32))
         kernel.launch(
             (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
-            (packed, absmax.data_ptr(), target, count, aligned(packed, target)),
+            (
+                packed, absmax.data_ptr(), code.data_ptr(), target, count,
+                blocksize.bit_length() - 1, aligned(packed, target),
+            ),
         )  # fmt: skip
     return out
 

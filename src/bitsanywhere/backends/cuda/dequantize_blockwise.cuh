@@ -10,7 +10,8 @@
 
 extern "C" __global__ void __launch_bounds__(512)
 dequantize_blockwise(const u8* __restrict__ codes, const float* __restrict__ absmax,
-                     const float* __restrict__ codebook, Element* __restrict__ out, i64 n, int aligned) {
+                     const float* __restrict__ codebook, Element* __restrict__ out, i64 n,
+                     int block_shift, int aligned) {
   __shared__ float table[256 * COPIES];
   for (u32 i = threadIdx.x; i < 256 * COPIES; i += blockDim.x) table[i] = codebook[i / COPIES];
   __syncthreads();
@@ -36,7 +37,7 @@ dequantize_blockwise(const u8* __restrict__ codes, const float* __restrict__ abs
           if (first + 4 + i < n) words[v].y |= (u32)codes[first + 4 + i] << 8 * i;
         }
       }
-      scales[v] = first < n ? absmax[first / BLOCKSIZE] : 0.0f;
+      scales[v] = first < n ? absmax[first >> block_shift] : 0.0f;
     }
 #pragma unroll
     for (int v = 0; v < UNROLL; v++) {

@@ -9,7 +9,6 @@ import torch
 
 from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
 from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, grid_size
-from bitsanywhere.formats import BLOCKSIZES_8BIT
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
@@ -38,25 +37,23 @@ def choose(target: Target) -> Config:
     return Config(threads=512, tile=1024, copies=32, blocks=blocks)
 
 
-def source(dtype: torch.dtype, blocksize: int, copies: int) -> KernelSource:
-    """The kernel for a result dtype, blocksize and number of codebook copies."""
-    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), ("COPIES", copies))
+def source(dtype: torch.dtype, copies: int) -> KernelSource:
+    """The kernel for a result dtype and number of codebook copies."""
+    defines = (("DTYPE", DTYPES[dtype]), ("COPIES", copies))
     return KernelSource("dequantize_blockwise.cuh", "dequantize_blockwise", defines)
 
 
 def sources(target: Target) -> list[KernelSource]:
     """Every kernel that `run` may ask for."""
     copies = choose(target).copies
-    return [
-        source(dtype, blocksize, copies) for dtype in DTYPES for blocksize in BLOCKSIZES_8BIT
-    ]
+    return [source(dtype, copies) for dtype in DTYPES]
 
 
 @lru_cache(maxsize=None)
-def _plan(index: int, dtype: torch.dtype, blocksize: int) -> tuple[LoadedKernel, Config]:
+def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
     target = Target.of(torch.device("cuda", index))
     config = choose(target)
-    return get_kernel(source(dtype, blocksize, config.copies), target, index), config
+    return get_kernel(source(dtype, config.copies), target, index), config
 
 
 def run(
@@ -74,12 +71,15 @@ def run(
     count = A.numel()
     if count:
         index = A.get_device()
-        kernel, config = _plan(index, dtype, blocksize)
+        kernel, config = _plan(index, dtype)
         codes, target = A.data_ptr(), out.data_ptr()
         work = -(-count // (config.tile * config.threads // 32))
         kernel.launch(
             (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
-            (codes, absmax.data_ptr(), code.data_ptr(), target, count, aligned(codes, target)),
+            (
+                codes, absmax.data_ptr(), code.data_ptr(), target, count,
+                blocksize.bit_length() - 1, aligned(codes, target),
+            ),
         )  # fmt: skip
     return out
 

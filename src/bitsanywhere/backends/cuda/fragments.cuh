@@ -1,4 +1,4 @@
-// Tensor core products of 16 x 8 x 16, asynchronous copies, and the weight decoding they feed on.
+// Tensor core products of 16 x 8 x 16, and the weight decoding they feed on.
 //
 // Weights are the 16-row operand and activations the 8-column one, so a batch of up to 8 rows
 // wastes nothing. A byte of two codes becomes one fragment register by one look-up in a table of
@@ -8,43 +8,6 @@
 #include "convert.cuh"
 
 #define TABLE_WORDS (256 * TABLE_COPIES)
-
-INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-// Copies 16 bytes from global to shared memory, or zeros if not valid; source stays unread then.
-INLINE void copy16(void* target, const void* source, bool valid) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
-               "l"(source), "r"(valid ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(target) = valid ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
-#endif
-}
-
-INLINE void copy4(void* target, const void* source, bool valid) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(target)), "l"(source),
-               "r"(valid ? 4 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<u32*>(target) = valid ? *reinterpret_cast<const u32*>(source) : 0u;
-#endif
-}
-
-INLINE void commit_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Waits until at most PENDING of this thread's newest groups of copies are unfinished.
-template <int PENDING>
-INLINE void wait_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#endif
-}
 
 // d += a (16 x 16) * b (16 x 8). Lane 4 g + t holds rows g and g + 8 of a and d, column g of b,
 // columns 2 t and 2 t + 1 of d; a[0], a[1], b[0] are at k = 2 t and 2 t + 1, the others 8 further.
@@ -69,11 +32,14 @@ INLINE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #endif
 }
 
-// Fills the table from the 16 values: the code in a byte's high half is the earlier element.
-INLINE void fill_pair_table(u32* table, const float* values) {
-  for (u32 i = threadIdx.x; i < TABLE_WORDS / 4; i += blockDim.x) {
+// Fills the table from the 16 values, by the first `threads` threads: the code in a byte's high half
+// is the earlier element.
+template <u32 (*PACK)(float, float)>
+INLINE void fill_table(u32* table, const float* __restrict__ values, u32 threads) {
+#pragma unroll 4
+  for (u32 i = threadIdx.x; i < TABLE_WORDS / 4; i += threads) {
     u32 byte = i / (TABLE_COPIES / 4);
-    u32 pair = pack_pair(values[byte >> 4], values[byte & 15]);
+    u32 pair = PACK(__ldg(values + (byte >> 4)), __ldg(values + (byte & 15)));
     reinterpret_cast<uint4*>(table)[i] = make_uint4(pair, pair, pair, pair);
   }
 }

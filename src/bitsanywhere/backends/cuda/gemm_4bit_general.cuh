@@ -4,31 +4,12 @@
 // A warp owns ROWS weight rows and M_ROWS batch rows; lane l takes the 8 elements from 256 i + 8 l
 // on. With GROUPED (K % 8 == 0) these lie in one quantization block and one aligned word; otherwise
 // each element finds its own code and scale, which is slow and always right.
-#include "convert.cuh"
+#include "gemm_4bit_arguments.cuh"
 
 #define WARPS 8
 
-struct Arguments {
-  const Element* activations;
-  const u8* weights;
-  const float* absmax;
-  const u8* absmax_8bit;
-  const float* absmax_code;
-  const float* absmax_offset;
-  const float* codebook;
-  const Element* bias;
-  Element* out;
-  float* partial;
-  u32* arrivals;
-  i64 m, n, k;
-};
-
-#ifdef VALUES
-__constant__ float fixed_values[16] = {VALUES};
-#endif
-
 INLINE float scale_at(const Arguments& args, i64 element, float offset) {
-  i64 block = element / BLOCKSIZE;
+  i64 block = element >> args.block_shift;
 #if NESTED
   return add_rn(mul_rn(args.absmax_code[args.absmax_8bit[block]], args.absmax[block / 256]), offset);
 #else
@@ -74,14 +55,10 @@ INLINE void load_activations(const Arguments& args, i64 row, i64 k, float (&valu
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) gemm_4bit_general(Arguments args) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) gemm_4bit_general(Arguments args) {
   __shared__ float table[16 * 32];
   for (u32 i = threadIdx.x; i < 16 * 32; i += blockDim.x)
-#ifdef VALUES
-    table[i] = fixed_values[i / 32];
-#else
     table[i] = args.codebook[i / 32];
-#endif
   __syncthreads();
   u32 lane = threadIdx.x % 32;
   i64 first_row = ((i64)blockIdx.x * WARPS + threadIdx.x / 32) * ROWS, first_m = (i64)blockIdx.y * M_ROWS;

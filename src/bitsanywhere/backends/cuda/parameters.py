@@ -6,16 +6,16 @@ from functools import lru_cache
 
 import torch
 
-from bitsanywhere.formats import codebook4
+from bitsanywhere.formats import cached_tensor, codebook4
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 Defines = tuple[tuple[str, "str | int"], ...]
 
 
 @lru_cache(maxsize=None)
-def values_macro(quant_type: str) -> Defines:
-    """VALUES: the 16 values of a 4-bit format by code, exactly."""
-    return (("VALUES", _floats(codebook4(quant_type).values)),)
+def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
+    """The 16 float32 values of a 4-bit format by code; shared, never written to."""
+    return cached_tensor(codebook4(quant_type), device)
 
 
 @lru_cache(maxsize=None)

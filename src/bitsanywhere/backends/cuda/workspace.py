@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bitsanywhere.backends.cuda.jit import driver as driver_module
+from bitsanywhere.backends.cuda.jit.driver import driver
 
 _ARRIVALS = 4096
 
@@ -24,10 +24,12 @@ class Workspace:
     Attributes:
         partial: float32, any content.
         arrivals: int32, zero between launches: whoever counts them up resets them.
+        addresses: of both.
     """
 
     partial: torch.Tensor
     arrivals: torch.Tensor
+    addresses: tuple[int, int]
 
 
 _workspaces: dict[tuple[int, int], tuple[int, Workspace]] = {}
@@ -47,10 +49,9 @@ def workspace(device_index: int, stream: int, floats: int) -> Workspace:
         return found[1]
     device = torch.device("cuda", device_index)
     with torch.inference_mode(False):
-        fresh = Workspace(
-            torch.empty(max(floats, 1 << 20), dtype=torch.float32, device=device),
-            torch.zeros(_ARRIVALS, dtype=torch.int32, device=device),
-        )
+        partial = torch.empty(max(floats, 1 << 20), dtype=torch.float32, device=device)
+        arrivals = torch.zeros(_ARRIVALS, dtype=torch.int32, device=device)
+    fresh = Workspace(partial, arrivals, (partial.data_ptr(), arrivals.data_ptr()))
     _workspaces[key] = (capture, fresh)
     return fresh
 
@@ -60,8 +61,7 @@ def _capture_id(stream: int) -> int:
     if not torch.cuda.is_current_stream_capturing():
         return 0
     status, number = ctypes.c_int(), ctypes.c_uint64()
-    library = driver_module.driver().library
-    library.cuStreamGetCaptureInfo_v2(
+    driver()._library.cuStreamGetCaptureInfo_v2(
         ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(number), None, None, None
     )
     return number.value or 1
