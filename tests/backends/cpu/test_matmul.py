@@ -110,7 +110,7 @@ def test_every_level(level, case, m):
 
 
 def test_dense_in_slices(monkeypatch):
-    monkeypatch.setattr(matmul, "_DENSE_ELEMENTS", 1000)
+    monkeypatch.setattr(matmul, "_DENSE_BYTES", 2000)
     for dtype in DTYPES:
         for with_bias in (True, False):
             check(Case(133, 100, 64, nested=True), 5, dtype, with_bias)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from collections.abc import Sequence
-
 import torch
 
 from bitsanywhere.backends.cpu.compiler import Function
@@ -34,24 +30,3 @@ def launch_blocks(function: Function, count: int, blocksize: int, *words: int) -
 def log2(blocksize: int) -> int:
     """The exponent of a power of two."""
     return blocksize.bit_length() - 1
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """torch.empty on the CPU; Linux is advised to back a large result with huge pages.
-
-    Fresh memory comes in page by page as it is first written, which for 4 KiB pages takes several
-    times as long as dequantizing into it.
-    """
-    out = torch.empty(shape, dtype=dtype, device="cpu")
-    size = out.numel() * out.element_size()
-    if size >= _HUGE and _LIBC is not None:
-        start = -(-out.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        length = (out.data_ptr() + size - start) // _HUGE_PAGE * _HUGE_PAGE
-        _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _ADVICE)
-    return out
-
-
-_HUGE_PAGE = 1 << 21
-_HUGE = 4 * _HUGE_PAGE
-_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
-_LIBC = None if _ADVICE is None else ctypes.CDLL(None)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from bitsanywhere.backends.cpu.common import NAMES, empty, launch_blocks, log2, unserved
+from bitsanywhere.backends.cpu.common import NAMES, launch_blocks, log2, unserved
 from bitsanywhere.backends.cpu.compiler import kernel
+from bitsanywhere.backends.cpu.memory import empty
 from bitsanywhere.formats import cached_tensor, codebook4
 from bitsanywhere.ops.registry import Kernel
 

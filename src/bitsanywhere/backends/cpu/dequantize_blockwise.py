@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bitsanywhere.backends.cpu.common import NAMES, empty, launch_blocks, log2, unserved
+from bitsanywhere.backends.cpu.common import NAMES, launch_blocks, log2, unserved
 from bitsanywhere.backends.cpu.compiler import kernel
+from bitsanywhere.backends.cpu.memory import empty
 from bitsanywhere.ops.registry import Kernel
 
 

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitsanywhere.backends.cpu.common import NAMES, empty, log2
+from bitsanywhere.backends.cpu.common import NAMES, log2
 from bitsanywhere.backends.cpu.compiler import kernel
 from bitsanywhere.backends.cpu.dequantize_4bit import unpack
 from bitsanywhere.backends.cpu.machine import host
+from bitsanywhere.backends.cpu.memory import empty
 from bitsanywhere.backends.cpu.panels import BF16, F32, TILES, VECTOR_BYTES, Order
 from bitsanywhere.backends.cpu.parallel import launch, threads
 
-_DENSE_ELEMENTS = 1 << 21
+_DENSE_BYTES = 1 << 24
 # Up to this many rows, one after the other is faster than a tile.
 _BF16_ROWS, _F32_ROWS = 2, 4
-# Past this many rows torch is faster where registers are few.
-_NARROW_TILE_ROWS = 16
+# Past this many rows torch is faster: where registers are few, and with bfloat16 dot products.
+_NARROW_TILE_ROWS, _BF16_TILE_ROWS = 16, 640
 # Activations at a time, bytes of a weight row at a time, tiles a task: a panel of weights stays in
 # the first-level cache, the activations' chunk in the second-level one.
 _TILE_ROWS = 256
@@ -66,6 +67,8 @@ def choose(m: int, k: int, blocksize: int, dtype: torch.dtype) -> str:
         return "dense"
     if m <= (_BF16_ROWS if _has_bf16(dtype) else _F32_ROWS):
         return "row"
+    if _has_bf16(dtype):
+        return "tile" if m <= _BF16_TILE_ROWS else "dense"
     wide = host().level.startswith("avx512")
     return "tile" if wide or m <= _NARROW_TILE_ROWS else "dense"
 
@@ -163,7 +166,7 @@ def _dense(A: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torc
     dtype = A.dtype if A.dtype == torch.float32 or _has_bf16(A.dtype) else torch.float32
     # Slices begin at a block's start.
     unit = weight.blocksize // gcd(weight.blocksize, weight.k)
-    rows = max(_DENSE_ELEMENTS // weight.k // unit, 1) * unit
+    rows = max(_DENSE_BYTES // dtype.itemsize // weight.k // unit, 1) * unit
     scales = unnest(weight)
     buffer = torch.empty((min(rows, weight.n), weight.k), dtype=dtype, device="cpu")
     x = A.to(dtype)

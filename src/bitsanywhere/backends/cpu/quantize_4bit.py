@@ -6,8 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from bitsanywhere.backends.cpu.common import NAMES, empty, launch_blocks, log2, unserved
+from bitsanywhere.backends.cpu.common import NAMES, launch_blocks, log2, unserved
 from bitsanywhere.backends.cpu.compiler import kernel
+from bitsanywhere.backends.cpu.memory import fresh
 from bitsanywhere.formats import codebook4
 from bitsanywhere.ops.registry import Kernel
 
@@ -17,8 +18,8 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `ops.quantize_4bit`; reads A where it lies, without a float32 copy."""
     A, n = A.contiguous(), A.numel()
-    packed = empty(((n + 1) // 2,), torch.uint8)
-    absmax = empty((-(-n // blocksize),), torch.float32)
+    packed = fresh(((n + 1) // 2,), torch.uint8)
+    absmax = fresh((-(-n // blocksize),), torch.float32)
     thresholds, order = _tables(quant_type)
     launch_blocks(
         kernel("quantize_4bit", dtype=NAMES[A.dtype]), n, blocksize,

@@ -6,8 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from bitsanywhere.backends.cpu.common import NAMES, empty, launch_blocks, log2, unserved
+from bitsanywhere.backends.cpu.common import NAMES, launch_blocks, log2, unserved
 from bitsanywhere.backends.cpu.compiler import kernel
+from bitsanywhere.backends.cpu.memory import fresh
 from bitsanywhere.formats import grid_codes, zero_code
 from bitsanywhere.ops.registry import Kernel
 
@@ -15,8 +16,8 @@ from bitsanywhere.ops.registry import Kernel
 def run(A: torch.Tensor, code: torch.Tensor, blocksize: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See `ops.quantize_blockwise`."""
     A, n = A.contiguous(), A.numel()
-    out = empty(A.shape, torch.uint8)
-    absmax = empty((-(-n // blocksize),), torch.float32)
+    out = fresh(A.shape, torch.uint8)
+    absmax = fresh((-(-n // blocksize),), torch.float32)
     table = _table(code.detach().numpy().tobytes())
     launch_blocks(
         kernel("quantize_blockwise", dtype=NAMES[A.dtype]), n, blocksize,
