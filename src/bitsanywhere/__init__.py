@@ -21,27 +21,23 @@ if TYPE_CHECKING:
 
 features = {"multi_backend"}
 supported_torch_devices = {"cpu", "cuda"}
-_NEED_TORCH = {
-    "MatMul4Bit": "autograd",
-    "functional": "functional",
-    "matmul_4bit": "autograd",
-    "nn": "nn",
-    "warmup": "warmup",
-}
+_NEED_TORCH = {"MatMul4Bit": "autograd", "matmul_4bit": "autograd", "warmup": "warmup"}
+_MODULES = ("autograd", "functional", "nn", "ops")
 
 
 def __getattr__(name: str) -> Any:
     """Loads what needs torch; only our command, which may not, leaves that to first use."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _NEED_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_NEED_TORCH[name]}")
-    value = module if name in ("functional", "nn") else getattr(module, name)
+    value = getattr(importlib.import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
     globals()[name] = value
     return value
 
 
 if not sys.argv or Path(sys.argv[0]).stem not in ("bitsanywhere", "-m"):
-    for _name in _NEED_TORCH:
+    for _name in (*_MODULES, *_NEED_TORCH):
         __getattr__(_name)
 
 __all__ = [

@@ -8,6 +8,7 @@ import torch
 
 from bitsanywhere import ops
 from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.ops.registry import is_transformed
 from bitsanywhere.quant_state import QuantState
 
 
@@ -17,18 +18,17 @@ class MatMul4Bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, A, B, out=None, bias=None, quant_state: Optional[QuantState] = None):
         result = _forward(A, B, quant_state, bias)
-        ctx.quant_state = quant_state
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(B)
+        # Not save_for_backward: the frozen codes are nothing for hooks on saved tensors, and
+        # may have been made in inference mode.
+        ctx.B, ctx.quant_state = B, quant_state
         return result if out is None else out.copy_(result)
 
     @staticmethod
     def backward(ctx, grad_output):
-        (B,) = ctx.saved_tensors
         grad_A = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_A = input_gradient(grad_output, B, ctx.quant_state)
-        if ctx.has_bias and ctx.needs_input_grad[3]:
+            grad_A = input_gradient(grad_output, ctx.B, ctx.quant_state)
+        if ctx.needs_input_grad[3]:
             grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
         return grad_A, None, None, grad_bias, None
 
@@ -43,7 +43,7 @@ def matmul_4bit(
     """A @ dequantize(B).T + bias (QLoRA, Dettmers et al. 2023, equation 5).
 
     Args:
-        A: float32, float16 or bfloat16 of shape (..., K).
+        A: float32, float16, bfloat16 or float64 of shape (..., K); under autocast it is cast.
         B: codes of the frozen weight of shape (N, K), as stored or as a transposed view.
         quant_state: state of B.
         out: receives the result.
@@ -54,16 +54,29 @@ def matmul_4bit(
     """
     if quant_state is None:
         raise InvalidArgumentError(
-            "matmul_4bit: quant_state is None", "Give the state that quantize_4bit returned with B."
+            "matmul_4bit: quant_state is None",
+            "It says how B is to be read.",
+            "Give the state that quantize_4bit returned with B.",
         )
-    if torch.is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
+    device = A.device.type
+    if not A.is_meta and torch.is_autocast_enabled(device) and A.is_floating_point():
+        dtype = torch.get_autocast_dtype(device)
+        A, bias = A.to(dtype), None if bias is None else bias.to(dtype)
+    with_grad = A.requires_grad or (bias is not None and bias.requires_grad)
+    if is_transformed():
+        quant_state.require_4bit("matmul_4bit")
+        result = torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
+    elif with_grad and torch.is_grad_enabled():
         return MatMul4Bit.apply(A, B, out, bias, quant_state)
-    result = _forward(A, B, quant_state, bias)
+    else:
+        result = _forward(A, B, quant_state, bias)
     return result if out is None else out.copy_(result)
 
 
 def _forward(A, B, quant_state, bias) -> torch.Tensor:
     quant_state.require_4bit("matmul_4bit")
+    if A.dtype == torch.float64:
+        return torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
     absmax, absmax_8bit, absmax_code, absmax_offset = quant_state.gemm_statistics()
     return ops.gemm_4bit(
         A,
@@ -83,12 +96,18 @@ def input_gradient(
     grad_output: torch.Tensor, B: torch.Tensor, quant_state: QuantState
 ) -> torch.Tensor:
     """grad_output @ dequantize(B): the gradient of A, in grad_output's dtype."""
+    return torch.matmul(grad_output, _weight(B, quant_state, grad_output.dtype))
+
+
+def _weight(B: torch.Tensor, quant_state: QuantState, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of shape (N, K) in ``dtype``; float64 by way of float32, which is exact."""
+    narrow = torch.float32 if dtype == torch.float64 else dtype
     weight = ops.dequantize_4bit(
         B,
         quant_state.unnested_absmax(),
         quant_state.blocksize,
         quant_state.quant_type,
         quant_state.shape,
-        grad_output.dtype,
+        narrow,
     )
-    return torch.matmul(grad_output, weight)
+    return weight if narrow == dtype else weight.to(dtype)

@@ -24,6 +24,10 @@ class InvalidArgumentError(BitsAnywhereError, ValueError):
     """An argument has a value or a shape that the operation does not allow."""
 
 
+class BlocksizeError(InvalidArgumentError):
+    """A block size that no kernel of ours serves."""
+
+
 class DtypeError(BitsAnywhereError, TypeError):
     """A tensor has a dtype that the operation does not allow."""
 

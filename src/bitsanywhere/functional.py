@@ -257,6 +257,8 @@ def get_4bit_type(typename, device=None, blocksize=64):
 
 def _default_map(device: torch.device) -> torch.Tensor:
     """The signed dynamic map on ``device``, made once; `name2qmap` shows it as "dynamic"."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return create_dynamic_map().to(device)
     found = _maps.get(device)
     if found is None:
         found = create_dynamic_map().to(device)

@@ -28,6 +28,7 @@ class QuantState:
     """
 
     valid_quant_types = ("fp4", "nf4")
+    valid_qs_type_keys = tuple(f"bitsandbytes__{name}" for name in valid_quant_types)
     absmax: torch.Tensor
     shape: Any
     code: Any
@@ -85,8 +86,6 @@ class QuantState:
             and self.quant_type == other.quant_type
             and self.state2 == other.state2
         )
-
-    __hash__ = object.__hash__
 
     @classmethod
     def from_dict(cls, qs_dict: dict[str, Any], device: torch.device) -> QuantState:

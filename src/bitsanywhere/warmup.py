@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
+from bitsanywhere.autograd import matmul_4bit
 from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.functional import quantize_4bit
 from bitsanywhere.nn import Linear4bit
 
 ROWS = (1, 8, 16, 32, 64, 4096)
@@ -34,7 +36,7 @@ def warmup(model: torch.nn.Module, rows: Sequence[int] = ROWS, progress: bool = 
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, Linear4bit) and module.weight.quant_state is not None
+        if isinstance(module, Linear4bit) and getattr(module.weight, "quant_state", None)
     ]
     if not layers:
         raise InvalidArgumentError(
@@ -72,10 +74,22 @@ def _compile_cuda(layers: Sequence[Linear4bit], rows: Sequence[int], progress: b
 
 
 def _call(layers: Sequence[Linear4bit], rows: Sequence[int], progress: bool) -> int:
-    """One call for each kind of layer and row count, since CPU kernels compile on first use."""
-    kinds = {(_dtype(x), x.in_features, x.out_features, x.weight.quant_type): x for x in layers}
-    jobs = [(layer, count) for layer in kinds.values() for count in rows]
+    """A small product for each kind of layer and row count: CPU kernels compile on first use.
+
+    Which kernel a layer needs depends on how K divides into blocks, not on how large it is.
+    """
+    kinds = set()
+    for layer in layers:
+        state = layer.weight.quant_state
+        partial = state.shape[1] % state.blocksize
+        kinds.add((_dtype(layer), state.blocksize, state.quant_type, state.nested, partial))
+    jobs = [(kind, count) for kind in sorted(kinds, key=str) for count in rows]
     with torch.no_grad():
-        for layer, count in tqdm(jobs, "Compiling kernels", disable=not progress):
-            layer(torch.zeros(count, layer.in_features, dtype=_dtype(layer)))
+        for kind, count in tqdm(jobs, "Compiling kernels", disable=not progress):
+            dtype, blocksize, quant_type, nested, partial = kind
+            weight = torch.zeros(64, blocksize + partial, dtype=dtype, device="cpu")
+            codes, state = quantize_4bit(
+                weight, None, None, blocksize, compress_statistics=nested, quant_type=quant_type
+            )
+            matmul_4bit(weight[:1].expand(count, -1), codes, state)
     return len(jobs)

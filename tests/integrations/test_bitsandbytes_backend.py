@@ -110,8 +110,8 @@ class TestKernelFor:
     def test_other_faults_raise_ours(self, kernels):
         kernels["quantize_4bit"] = Kernel(lambda *args: "ours", lambda *args: None)
         run = backend.kernel_for("quantize_4bit", "cpu", self.peer)
-        with pytest.raises(errors.InvalidArgumentError, match="blocksize"):
-            run(self.A, 63, "nf4", torch.uint8)
+        with pytest.raises(errors.InvalidArgumentError, match="quant_type"):
+            run(self.A, 64, "int4", torch.uint8)
 
     def test_reference_if_nobody_has_one(self, kernels, monkeypatch):
         monkeypatch.setattr(ops.registry, "load_backend", lambda device: ({}, None))

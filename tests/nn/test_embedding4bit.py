@@ -31,7 +31,9 @@ def test_state_dict_roundtrip(dimension):
     assert torch.equal(fresh(rows), table(rows))
 
 
-def test_row_out_of_range():
-    table = Embedding4bit(9, 64).to("cpu")
+@pytest.mark.parametrize("row", [9, -1])
+@pytest.mark.parametrize("dimension", [64, 65])
+def test_row_out_of_range(dimension, row):
+    table = Embedding4bit(9, dimension).to("cpu")
     with pytest.raises((IndexError, RuntimeError)):
-        table(torch.tensor([9]))
+        table(torch.tensor([row]))

@@ -72,6 +72,13 @@ def test_training_and_eval_agree_and_leave_the_weight_alone(cpu_implementation):
     assert module.weight.shape == (256 * 512 // 2, 1)
 
 
+def test_float16_inputs_compute_in_float16():
+    module = layer(bias=False)
+    x = torch.randn(4, 96, dtype=torch.float16)
+    expected = matmul_4bit(x, module.weight.data, module.weight.quant_state)
+    assert torch.equal(module(x), expected)
+
+
 @pytest.mark.parametrize("compute_dtype", [None, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_output_has_the_input_dtype(dtype, compute_dtype):
@@ -115,6 +122,44 @@ def test_state_dict_of_a_model_and_float_weights_still_load():
     target = LinearFP4(64, 8)
     target.load_state_dict(plain.state_dict())
     assert torch.equal(target.weight.data, plain.weight.data)
+
+
+def test_loading_copies_and_keeps_ties():
+    stored = layer().state_dict()
+    model = torch.nn.ModuleList([layer(), layer()])
+    model[1].weight = model[0].weight
+    both = {f"{i}.{key}": value for i in (0, 1) for key, value in stored.items()}
+    model.load_state_dict(both)
+    assert model[0].weight is model[1].weight
+    x = torch.randn(2, 96)
+    expected = model[0](x).clone()
+    for value in stored.values():
+        value.zero_()
+    assert torch.equal(model[0](x), expected)
+
+
+def test_codes_without_statistics_are_refused():
+    stored = layer().state_dict()
+    partial = {key: stored[key] for key in ("weight", "bias")}
+    with pytest.raises(CheckpointError, match="weight comes without"):
+        layer().load_state_dict(partial)
+
+
+def test_a_fault_in_a_model_names_its_layer():
+    model = torch.nn.Sequential(layer(), torch.nn.ReLU())
+    stored = model.state_dict()
+    stored["0.weight.absmax"] = stored["0.weight.absmax"][:-1]
+    with pytest.raises(CheckpointError, match=r"0\.weight: absmax has 59"):
+        model.load_state_dict(stored)
+
+
+@pytest.mark.parametrize("cast", ["half", "float", "bfloat16", "double"])
+def test_casting_a_model_leaves_codes_in_float_storage_alone(cast):
+    model = torch.nn.Sequential(layer(quant_storage=torch.bfloat16))
+    codes = model[0].weight.data.view(torch.uint8).clone()
+    getattr(model, cast)()
+    assert model[0].weight.dtype == torch.bfloat16
+    assert torch.equal(model[0].weight.data.view(torch.uint8), codes)
 
 
 def test_loading_another_shape_is_refused_and_changes_nothing():

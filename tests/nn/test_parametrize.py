@@ -74,3 +74,49 @@ def test_refuses():
     del stats["gate_up_proj.absmax"]
     with pytest.raises(CheckpointError, match="absmax is missing"):
         replace_parameter_4bit_prequantized(Experts(), "bias", stats, torch.device("cpu"))
+
+
+def test_an_exception_in_a_forward_leaves_nothing_behind():
+    module = Experts()
+    replace_parameter_4bit(module, "gate_up_proj")
+    with pytest.raises(RuntimeError):
+        module(torch.randn(5, 47))
+    before = module.gate_up_proj.clone()
+    other = Experts()
+    other.gate_up_proj.data.neg_()
+    replace_parameter_4bit(other, "gate_up_proj")
+    module.load_state_dict(other.state_dict())
+    assert torch.equal(module.gate_up_proj, other.gate_up_proj)
+    assert not torch.equal(module.gate_up_proj, before)
+    assert torch.nn.utils.parametrize._cache_enabled == 0
+
+
+def test_is_dequantized_once_a_forward(monkeypatch):
+    from bitsanywhere.nn import parametrize
+
+    calls = []
+    original = parametrize.dequantize_4bit
+    monkeypatch.setattr(
+        parametrize, "dequantize_4bit", lambda *args: calls.append(1) or original(*args)
+    )
+
+    class Loop(Experts):
+        def forward(self, x):
+            return sum(x @ self.gate_up_proj[i].t() for i in range(3))
+
+    module = Loop()
+    replace_parameter_4bit(module, "gate_up_proj")
+    calls.clear()
+    module(torch.randn(2, 48))
+    assert len(calls) == 1
+
+
+def test_loading_another_shape_is_refused_and_changes_nothing():
+    module, other = Experts(), torch.nn.Module()
+    other.gate_up_proj = torch.nn.Parameter(torch.randn(48, 32, 3))
+    for each in (module, other):
+        replace_parameter_4bit(each, "gate_up_proj")
+    before = module.gate_up_proj.clone()
+    with pytest.raises(CheckpointError, match="needs"):
+        module.load_state_dict(other.state_dict(), strict=False)
+    assert torch.equal(module.gate_up_proj, before)

@@ -14,7 +14,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -47,11 +48,20 @@ BROKEN_ZIP = (
 
 @dataclass(frozen=True)
 class Member:
-    """A file that may hold GPU code: its name, its size in bytes and how to open it."""
+    """A file that may hold GPU code.
+
+    Attributes:
+        path: the name to report.
+        size: in bytes.
+        open_stream: opens it at its start.
+        file, changed: its place on disk and when it changed (ns); members of archives have none.
+    """
 
     path: str
     size: int
-    open_stream: Callable[[], BinaryIO]
+    open_stream: Callable[[], BinaryIO] = field(compare=False)
+    file: str = ""
+    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,12 @@ def read(member: Member) -> Library:
         raise
     except (*BROKEN_ZIP, OSError) as error:
         raise AuditError(f"{member.path!r} cannot be read", str(error)) from error
+
+
+@lru_cache(maxsize=16)
+def read_once(member: Member) -> Library:
+    """`read` of a file on disk, remembered in this process until its size or time changes."""
+    return read(member)
 
 
 def _folder(folder: Path) -> Iterator[Place]:
@@ -160,9 +176,15 @@ def _member(file: Path, name: str) -> Member:
         AuditError: if it is no regular file or may not be read.
     """
     try:
-        size = file.stat().st_size
+        found = file.stat()
         with file.open("rb"):
-            return Member(name, size, lambda: file.open("rb"))
+            return Member(
+                path=name,
+                size=found.st_size,
+                open_stream=lambda: file.open("rb"),
+                file=str(file),
+                changed=found.st_mtime_ns,
+            )
     except OSError as error:
         raise AuditError(f"{str(file)!r} cannot be read", str(error)) from error
 

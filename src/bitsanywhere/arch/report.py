@@ -11,7 +11,7 @@ from functools import cached_property
 from bitsanywhere.arch.devices import USUAL, Device, find_device
 from bitsanywhere.arch.dispatch import select
 from bitsanywhere.arch.model import EMBEDDED, Container, Library
-from bitsanywhere.arch.places import Place, find, find_installed, read
+from bitsanywhere.arch.places import Place, find, find_installed, read, read_once
 from bitsanywhere.arch.verdict import Finding, Version, judge, worst
 from bitsanywhere.errors import AuditError, InvalidArgumentError
 
@@ -110,7 +110,8 @@ def audit(
 def audit_installed(package: str, device: Device, cuda: Version | None) -> FileReport | None:
     """What an installed package can do on one device; None if it is not installed.
 
-    Reads only the libraries that would be loaded: quick enough for a check before the first use.
+    Reads only the libraries that would be loaded, and each once in a process as long as it does
+    not change: quick enough for a check before the first use.
 
     Args:
         package: name of the distribution.
@@ -146,7 +147,8 @@ def _audit(
         paths = [member.path for member in members]
         loaded, missing = select(paths, cuda, place.package, place.version)
         wanted = set(loaded if only_loaded else paths)
-        read_all = [read(member) for member in members if member.path in wanted]
+        reader = read_once if only_loaded else read
+        read_all = [reader(member) for member in members if member.path in wanted]
     if place.single and not read_all[0].containers and not read_all[0].system:
         raise AuditError(
             f"{place.path!r} is no ELF or PE file, no wheel and no CUDA fat binary",

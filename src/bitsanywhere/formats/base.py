@@ -71,17 +71,22 @@ def grid_codes(code: torch.Tensor) -> torch.Tensor:
     Returns:
         uint8 of shape (65536,) on the device of ``code``.
     """
-    wide = code.double()
-    midpoints = (wide[1:] + wide[:-1]) / 2
-    grid = torch.arange(GRID_POINTS, dtype=torch.float64, device=code.device) / GRID_SCALE - 1
-    return torch.bucketize(grid, midpoints).to(torch.uint8)
+    midpoints = _midpoints(code)
+    grid = torch.arange(GRID_POINTS, dtype=torch.float64, device=midpoints.device) / GRID_SCALE - 1
+    return torch.bucketize(grid, midpoints).to(torch.uint8).to(code.device)
 
 
 def zero_code(code: torch.Tensor) -> torch.Tensor:
     """The code nearest to zero, as a uint8 tensor of shape (); the lower one on a tie."""
-    wide = code.double()
-    midpoints = (wide[1:] + wide[:-1]) / 2
-    return torch.searchsorted(midpoints, midpoints.new_zeros(1)).to(torch.uint8)[0]
+    midpoints = _midpoints(code)
+    found = torch.searchsorted(midpoints, midpoints.new_zeros(1))
+    return found.to(torch.uint8)[0].to(code.device)
+
+
+def _midpoints(code: torch.Tensor) -> torch.Tensor:
+    """Midpoints of neighbours in float64, on the CPU where the device has no float64 (MPS)."""
+    wide = (code.cpu() if code.device.type == "mps" else code).double()
+    return (wide[1:] + wide[:-1]) / 2
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,6 @@ def create_linear_map(
     """
     symmetric = signed and (add_zero or total_bits < 8)
     count = 2**total_bits - int(symmetric)
-    values = torch.linspace(-1.0 if signed else 0.0, 1.0, count, device="cpu")
+    values = torch.linspace(-1.0 if signed else 0.0, 1.0, count, dtype=torch.float32, device="cpu")
     middle = values.numel() // 2
     return torch.cat([values[:middle], values.new_zeros(256 - count), values[middle:]])

@@ -26,5 +26,5 @@ def create_normal_map(offset: float = 0.9677083, use_extra_value: bool = True) -
 
 
 def _quantiles(offset: float, count: int) -> list[float]:
-    levels = torch.linspace(offset, 0.5, count + 1, device="cpu")[:-1].tolist()
+    levels = torch.linspace(offset, 0.5, count + 1, dtype=torch.float32, device="cpu")[:-1].tolist()
     return [NormalDist().inv_cdf(level) for level in levels]

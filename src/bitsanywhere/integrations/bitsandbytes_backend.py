@@ -8,8 +8,9 @@ in place in an eval forward, after which `dequantize_4bit`, a merge of an adapte
 
 Nothing is compiled or loaded at import. Each call is served by the first of: our kernel, if our
 backend for the device loads and has one that takes the call; the kernel that bitsandbytes would
-have used, where that is right; our torch reference. Environment: ``BITSANYWHERE_BACKEND=0`` leaves
-bitsandbytes alone.
+have used, where that is right; our torch reference. If bitsandbytes has no code for a GPU that is
+here, one warning says so, and its CUDA kernels count as not there. Environment:
+``BITSANYWHERE_BACKEND=0`` leaves bitsandbytes alone.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from typing import Any
 import torch
 
 from bitsanywhere import ops  # noqa: F401  (defines the ops)
-from bitsanywhere.errors import DtypeError, InvalidArgumentError
+from bitsanywhere.errors import BlocksizeError, DtypeError, InvalidArgumentError
+from bitsanywhere.integrations.peer_check import PEER, warn_if_peer_cannot_run
 from bitsanywhere.ops.registry import OPS, Kernel, load_backend
 
 logger = logging.getLogger("bitsanywhere")
 
 VARIABLE = "BITSANYWHERE_BACKEND"
-PEER = "bitsandbytes"
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 TAKEN_OVER = (
     "quantize_4bit",
@@ -59,11 +60,12 @@ def register() -> None:
     library = torch.library.Library(PEER, "IMPL")
     _kept.append(library)
     taken = [name for name in TAKEN_OVER if _is_defined(name)]
+    useless = {"cuda"} if warn_if_peer_cannot_run() else set()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         for name in taken:
             for device, key in DEVICES.items():
-                peer = peer_kernel(name, device)
+                peer = None if device in useless else peer_kernel(name, device)
                 override(library, name, kernel_for(name, device, peer), key)
     _keep_weights_unpacked()
     logger.info("bitsandbytes runs our kernels for %s on %s", ", ".join(taken), ", ".join(DEVICES))
@@ -96,6 +98,8 @@ def kernel_for(name: str, device: str, peer: Callable[..., Any] | None) -> Calla
 
     def run(*args: Any) -> Any:
         inputs = args[:-1] if overload else args
+        if base == "gemm_4bit" and torch.is_autocast_enabled(device):
+            inputs = args = autocast(args, torch.get_autocast_dtype(device))
         kernel, reason = choose(base, device, inputs)
         if kernel is not None and not overload:
             return kernel.run(*args)
@@ -105,6 +109,12 @@ def kernel_for(name: str, device: str, peer: Callable[..., Any] | None) -> Calla
         return peer(*args)
 
     return run
+
+
+def autocast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """Arguments of gemm_4bit with activations and bias (the seventh) as autocast wants them."""
+    A, bias = args[0].to(dtype), args[6] if len(args) > 6 else None
+    return (A, *args[1:6], None if bias is None else bias.to(dtype), *args[7:])
 
 
 def peer_is_wrong(name: str, device: str, args: tuple[Any, ...]) -> bool:
@@ -124,7 +134,7 @@ def peer_is_wrong(name: str, device: str, args: tuple[Any, ...]) -> bool:
 def choose(name: str, device: str, args: tuple[Any, ...]) -> tuple[Kernel | None, str]:
     """Our kernel for a call, its arguments checked; or None and the reason.
 
-    A dtype that the op does not know is left to bitsandbytes.
+    A dtype or block size that the op does not know is left to bitsandbytes.
 
     Raises:
         InvalidArgumentError: the arguments do not fit each other.
@@ -135,7 +145,7 @@ def choose(name: str, device: str, args: tuple[Any, ...]) -> tuple[Kernel | None
         return None, problem or f"no {device} kernel of {name}"
     try:
         OPS[name].check(*args)
-    except DtypeError as error:
+    except (BlocksizeError, DtypeError) as error:
         return None, str(error)
     reason = kernel.why_not(*args)
     return (kernel, "") if reason is None else (None, reason)

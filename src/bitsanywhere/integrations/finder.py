@@ -72,12 +72,14 @@ class Finder(MetaPathFinder):
         """Our distribution, where ``bitsandbytes`` or everything is asked for."""
         if context.name is not None and context.name.lower() != NAME:
             return
+        if context.path is not sys.path and list(context.path) != sys.path:
+            return
         if self.force or not self._others_have_it():
             yield CompatDistribution()
 
     def _others_have_it(self) -> bool:
-        others = (finder for finder in sys.meta_path if finder is not self)
-        return any(finder.find_spec(NAME, None) is not None for finder in others)
+        finders = (getattr(x, "find_spec", None) for x in sys.meta_path if x is not self)
+        return any(find is not None and find(NAME, None) is not None for find in finders)
 
 
 class PackageLoader(Loader):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.functional import embedding
 
 from bitsanywhere import ops
 from bitsanywhere.functional import QuantState
@@ -59,8 +60,8 @@ class Embedding4bit(torch.nn.Embedding):
 
     def _whole_blocks(self, rows: torch.Tensor, state: QuantState) -> torch.Tensor:
         """Rows made of whole blocks: gather codes and scales, then dequantize."""
-        codes = as_bytes(self.weight.data).view(self.num_embeddings, -1)[rows]
-        scales = state.unnested_absmax().view(self.num_embeddings, -1)[rows]
+        codes = embedding(rows, as_bytes(self.weight.data).view(self.num_embeddings, -1))
+        scales = embedding(rows, state.unnested_absmax().view(self.num_embeddings, -1))
         shape = (rows.numel(), self.embedding_dim)
         return ops.dequantize_4bit(
             codes, scales.view(-1), state.blocksize, state.quant_type, shape, state.dtype
@@ -68,8 +69,9 @@ class Embedding4bit(torch.nn.Embedding):
 
     def _by_element(self, rows: torch.Tensor, state: QuantState) -> torch.Tensor:
         """Rows that share blocks with their neighbours: find code and scale of each element."""
+        starts = torch.arange(self.num_embeddings, device=rows.device) * self.embedding_dim
         columns = torch.arange(self.embedding_dim, device=rows.device)
-        position = rows.unsqueeze(1) * self.embedding_dim + columns
+        position = embedding(rows, starts.unsqueeze(1)) + columns
         pairs = as_bytes(self.weight.data)[position >> 1]
         codes = torch.where(position % 2 == 0, pairs >> 4, pairs & 15)
         scales = state.unnested_absmax()[position // state.blocksize]
@@ -79,9 +81,12 @@ class Embedding4bit(torch.nn.Embedding):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         save_quant_state(self.weight, destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        remaining = load_quantized_weight(self, state_dict, prefix)
-        super()._load_from_state_dict(remaining, prefix, *args)
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        remaining = load_quantized_weight(self, state_dict, prefix, assign)
+        super()._load_from_state_dict(remaining, prefix, local_metadata, *args)
 
 
 class EmbeddingFP4(Embedding4bit):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ import torch
 from bitsanywhere.autograd import matmul_4bit
 from bitsanywhere.nn.params4bit import Params4bit, fix_4bit_weight_quant_state_from_module
 from bitsanywhere.nn.state_dict import load_quantized_weight, save_quant_state
-
-logger = logging.getLogger("bitsanywhere")
 
 
 class Linear4bit(torch.nn.Linear):
@@ -22,8 +19,8 @@ class Linear4bit(torch.nn.Linear):
     Args:
         input_features, output_features: K and N.
         bias: whether there is a bias of shape (N,).
-        compute_dtype: dtype of the product; None takes the first input's (float16 inputs then
-            compute in float32).
+        compute_dtype: dtype of the product; None takes the input's: the first one's for good if
+            that is float32 or bfloat16.
         compress_statistics: quantize the statistics too (double quantization).
         quant_type: "nf4" or "fp4".
         quant_storage: dtype in which the codes are stored.
@@ -57,14 +54,8 @@ class Linear4bit(torch.nn.Linear):
 
     def set_compute_type(self, x: torch.Tensor):
         """Fixes the compute dtype by the first input ``x``, where none was given."""
-        if x.dtype in (torch.float32, torch.bfloat16):
+        if self.compute_dtype is None and x.dtype in (torch.float32, torch.bfloat16):
             self.compute_dtype = x.dtype
-        elif x.dtype == torch.float16 and self.compute_dtype in (None, torch.float32):
-            logger.warning(
-                "Linear4bit: inputs are float16, compute_dtype is %s, so products run in "
-                "float32; pass compute_dtype=torch.float16 for speed.",
-                self.compute_dtype,
-            )
 
     def forward(self, x: torch.Tensor):
         """(..., K) -> (..., N), in the dtype of ``x``."""
@@ -77,11 +68,9 @@ class Linear4bit(torch.nn.Linear):
             self.compute_type_is_set = True
         bias = self.bias
         compute_dtype = self.compute_dtype
-        if compute_dtype is None:
-            compute_dtype = torch.float32
-        if x.dtype == compute_dtype:
-            if bias is not None and bias.dtype != compute_dtype:
-                bias = bias.to(compute_dtype)
+        if compute_dtype is None or x.dtype == compute_dtype:
+            if bias is not None and bias.dtype != x.dtype:
+                bias = bias.to(x.dtype)
             return matmul_4bit(x, weight, weight.quant_state, None, bias)
         bias = None if bias is None else bias.to(compute_dtype)
         result = matmul_4bit(x.to(compute_dtype), weight, weight.quant_state, None, bias)
@@ -91,9 +80,12 @@ class Linear4bit(torch.nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         save_quant_state(self.weight, destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        remaining = load_quantized_weight(self, state_dict, prefix)
-        super()._load_from_state_dict(remaining, prefix, *args)
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        remaining = load_quantized_weight(self, state_dict, prefix, assign)
+        super()._load_from_state_dict(remaining, prefix, local_metadata, *args)
 
 
 class LinearFP4(Linear4bit):

@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from bitsanywhere.checkpoint import select_state
-from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.errors import CheckpointError, InvalidArgumentError
 from bitsanywhere.functional import QuantState, dequantize_4bit, quantize_4bit
 from bitsanywhere.ops.checks import check_packed
 
@@ -28,11 +28,28 @@ class Bnb4bitParametrization(torch.nn.Module):
     def __init__(self, quant_state: QuantState):
         super().__init__()
         self.quant_state = quant_state
+        self._forwards = 0
+        self._cached: Optional[torch.Tensor] = None
 
     @torch.no_grad()
     def forward(self, quantized_param: torch.Tensor) -> torch.Tensor:
         """The tensor of the state's shape and dtype, without autograd."""
-        return dequantize_4bit(quantized_param, self.quant_state)
+        if self._cached is not None:
+            return self._cached
+        restored = dequantize_4bit(quantized_param, self.quant_state)
+        if self._forwards:
+            self._cached = restored
+        return restored
+
+    def enter(self) -> None:
+        """From here to the matching `leave` the tensor is dequantized once."""
+        self._forwards += 1
+
+    def leave(self) -> None:
+        """Ends what `enter` began; more calls than there were of `enter` do no harm."""
+        self._forwards = max(self._forwards - 1, 0)
+        if not self._forwards:
+            self._cached = None
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -106,19 +123,18 @@ def _parametrize(module: torch.nn.Module, name: str, state: QuantState) -> None:
     parametrize.register_parametrization(module, name, Bnb4bitParametrization(state), unsafe=True)
     module.register_state_dict_post_hook(partial(_save, name=name))
     module.register_load_state_dict_pre_hook(partial(_load, name=name))
-    module.register_forward_pre_hook(_enable_cache)
-    module.register_forward_hook(_disable_cache)
+    module.register_forward_pre_hook(partial(_enter, name=name))
+    module.register_forward_hook(partial(_leave, name=name), always_call=True)
 
 
-def _enable_cache(module: torch.nn.Module, inputs: Any) -> None:
-    """Dequantize once a forward, however often the parameter is read."""
-    parametrize._cache_enabled += 1
+def _enter(module: Any, inputs: Any, *, name: str) -> None:
+    if not torch.compiler.is_compiling():
+        module.parametrizations[name][0].enter()
 
 
-def _disable_cache(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-    parametrize._cache_enabled -= 1
-    if not parametrize._cache_enabled:
-        parametrize._cache = {}
+def _leave(module: Any, inputs: Any, output: Any, *, name: str) -> None:
+    if not torch.compiler.is_compiling():
+        module.parametrizations[name][0].leave()
 
 
 def _save(module: Any, state_dict: Any, prefix: str, local_metadata: Any, *, name: str) -> None:
@@ -139,8 +155,17 @@ def _load(module: Any, state_dict: Any, prefix: str, *rest: Any, name: str) -> N
         return
     parametrization = module.parametrizations[name]
     state = QuantState.from_dict(stats, device=parametrization.original.device)
+    expected = parametrization[0].quant_state.shape
+    if state.shape != expected:
+        raise CheckpointError(
+            f"{prefix}{name} was quantized from shape {tuple(state.shape)}",
+            f"This {type(module).__name__} needs {tuple(expected)}.",
+            "Load it into a module of that shape.",
+        )
+    check_packed(
+        "load_state_dict", f"{prefix}{name}", state_dict[f"{prefix}{name}"], state.shape.numel()
+    )
     codes = state_dict.pop(f"{prefix}{name}")
-    check_packed("load_state_dict", f"{prefix}{name}", codes, state.shape.numel())
     for key in stats:
         del state_dict[f"{prefix}{name}.{key}"]
     state_dict[f"{prefix}parametrizations.{name}.original"] = codes

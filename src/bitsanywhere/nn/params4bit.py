@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
@@ -14,19 +16,6 @@ from bitsanywhere.ops.registry import treat_as_plain
 
 if TYPE_CHECKING:
     from bitsanywhere.nn.linear4bit import Linear4bit
-
-_STATE_PROPERTIES = {
-    "absmax": lambda state: state.absmax,
-    "code": lambda state: state.code,
-    "quant_map": lambda state: state.code,
-    "offset": lambda state: state.offset,
-    "state2": lambda state: state.state2,
-    "nested_absmax": lambda state: state.state2.absmax,
-    "nested_blocksize": lambda state: state.state2.blocksize,
-    "nested_quant_map": lambda state: state.state2.code,
-    "nested_dtype": lambda state: state.state2.dtype,
-    "nested_offset": lambda state: state.offset,
-}
 
 
 class Params4bit(torch.nn.Parameter):
@@ -80,13 +69,6 @@ class Params4bit(torch.nn.Parameter):
         self.module = module
         return self
 
-    def __getattr__(self, name: str) -> Any:
-        read = _STATE_PROPERTIES.get(name)
-        state = self.__dict__.get("quant_state") if read is not None else None
-        if read is None or state is None or (name.startswith("nested_") and state.state2 is None):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return read(state)
-
     @classmethod
     def from_prequantized(
         cls,
@@ -137,6 +119,22 @@ class Params4bit(torch.nn.Parameter):
         """As ``to`` of an XPU device."""
         return self.to(_indexed("xpu", device), non_blocking=non_blocking)
 
+    def half(self, *args):
+        """As ``to(torch.float16)``: casts a float weight, leaves codes as they are."""
+        return self.to(torch.float16)
+
+    def bfloat16(self, *args):
+        """As ``to(torch.bfloat16)``."""
+        return self.to(torch.bfloat16)
+
+    def float(self, *args):
+        """As ``to(torch.float32)``."""
+        return self.to(torch.float32)
+
+    def double(self, *args):
+        """As ``to(torch.float64)``."""
+        return self.to(torch.float64)
+
     def to(self, *args, **kwargs):
         """Moves, quantizing a float weight that goes to a real device; see the class."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
@@ -179,7 +177,7 @@ class Params4bit(torch.nn.Parameter):
         state = copy.deepcopy(self.quant_state, memo)
         result = self._like(self.data.clone(), state)
         memo[id(self)] = result
-        result.module = copy.deepcopy(self.module, memo)
+        result.module = memo.get(id(self.module), self.module)
         return result
 
     def __copy__(self):
@@ -194,7 +192,7 @@ class Params4bit(torch.nn.Parameter):
         """Pieces of a parameter (FSDP, tensor parallel loading) stay parameters of its state."""
         kwargs = {} if kwargs is None else kwargs
         result = super().__torch_function__(func, types, args, kwargs)
-        if func in (torch.chunk, torch.split) and isinstance(args[0], cls):
+        if func in (torch.chunk, torch.split) and args and isinstance(args[0], cls):
             return tuple(args[0]._like(piece, args[0].quant_state) for piece in result)
         return result
 
@@ -239,5 +237,29 @@ def fix_4bit_weight_quant_state_from_module(module: Any) -> None:
         module.weight = weight
     weight.quant_state = state
 
+
+def _statistic(name: str, read: Callable[[Any], Any], nested: bool = False) -> property:
+    """An attribute of the parameter's state; absent, as for hasattr, where there is none."""
+
+    def get(self: Params4bit) -> Any:
+        state = self.quant_state
+        if state is None or (nested and state.state2 is None):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return read(state)
+
+    return property(get)
+
+
+for _name in ("absmax", "code", "offset", "state2"):
+    setattr(Params4bit, _name, _statistic(_name, attrgetter(_name)))
+for _name, _path in {
+    "nested_absmax": "state2.absmax",
+    "nested_blocksize": "state2.blocksize",
+    "nested_quant_map": "state2.code",
+    "nested_dtype": "state2.dtype",
+    "nested_offset": "offset",
+}.items():
+    setattr(Params4bit, _name, _statistic(_name, attrgetter(_path), nested=True))
+Params4bit.quant_map = _statistic("quant_map", attrgetter("code"))  # type: ignore[attr-defined]
 
 treat_as_plain(Params4bit)

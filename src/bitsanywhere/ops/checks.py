@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bitsanywhere.errors import DtypeError, InvalidArgumentError
+from bitsanywhere.errors import BlocksizeError, DtypeError, InvalidArgumentError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -20,21 +20,29 @@ def check_float(op: str, name: str, dtype: torch.dtype) -> None:
     """Raises unless ``dtype`` is float32, float16 or bfloat16."""
     if dtype not in FLOATS:
         raise DtypeError(
-            f"{op}: {name} is {dtype}", "Allowed are torch.float32, torch.float16, torch.bfloat16."
+            f"{op}: {name} is {dtype}",
+            "Allowed are torch.float32, torch.float16, torch.bfloat16.",
+            f"Convert it: {name}.to(torch.bfloat16).",
         )
 
 
 def check_dtype(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """Raises unless ``tensor`` has exactly ``dtype``."""
     if tensor.dtype != dtype:
-        raise DtypeError(f"{op}: {name} is {tensor.dtype}", f"It must be {dtype}.")
+        raise DtypeError(
+            f"{op}: {name} is {tensor.dtype}",
+            f"It must be {dtype}.",
+            "Pass what the quantize function returned, unchanged.",
+        )
 
 
 def check_blocksize(op: str, blocksize: int, allowed: Sequence[int]) -> None:
     """Raises unless ``blocksize`` is one of ``allowed``."""
     if blocksize not in allowed:
-        raise InvalidArgumentError(
-            f"{op}: blocksize is {blocksize!r}", f"Allowed are {', '.join(map(str, allowed))}."
+        raise BlocksizeError(
+            f"{op}: blocksize is {blocksize!r}",
+            f"Allowed are {', '.join(map(str, allowed))}.",
+            "Take one of these; 64 is usual for 4 bits, 256 for 8.",
         )
 
 
@@ -44,6 +52,7 @@ def check_numel(op: str, name: str, tensor: torch.Tensor, count: int, unit: str)
         raise InvalidArgumentError(
             f"{op}: {name} has {tensor.numel()} elements of {tensor.dtype}",
             f"It must have {count} ({unit}).",
+            "Pass statistics and codes that were made together, and the shape they were made from.",
         )
 
 
@@ -64,7 +73,9 @@ def check_shape(op: str, shape: Sequence[int]) -> int:
     for size in shape:
         if size < 0:
             raise InvalidArgumentError(
-                f"{op}: shape is {tuple(shape)}", "Every dimension must be 0 or more."
+                f"{op}: shape is {tuple(shape)}",
+                "Every dimension must be 0 or more.",
+                "Pass the shape of the tensor that was quantized.",
             )
         count *= size
     return count
@@ -77,6 +88,7 @@ def check_packed(op: str, name: str, packed: torch.Tensor, count: int) -> None:
         raise InvalidArgumentError(
             f"{op}: {name} holds {given} bytes ({packed.dtype} {tuple(packed.shape)})",
             f"{count} 4-bit codes take {(count + 1) // 2} bytes.",
+            "Pass codes and a state that were made together; the weight must be whole.",
         )
 
 

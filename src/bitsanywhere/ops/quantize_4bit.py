@@ -51,7 +51,7 @@ def quantize_4bit_torch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The op in plain torch, in chunks, so that no float32 copy of A exists."""
     format4 = codebook4(quant_type)
-    thresholds = torch.tensor(format4.thresholds, device=A.device)
+    thresholds = torch.tensor(format4.thresholds, dtype=torch.float32, device=A.device)
     order = torch.tensor(format4.order, dtype=torch.uint8, device=A.device)
     flat = A.reshape(-1)
     packed = torch.empty((flat.numel() + 1) // 2, dtype=torch.uint8, device=A.device)

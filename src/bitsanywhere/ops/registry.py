@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from bitsanywhere.errors import BackendUnavailable, InvalidArgumentError
 
@@ -65,11 +66,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         first = args[0]
-        if (
-            type(first) not in _PLAIN
-            or torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack() > 0
-        ):
+        if type(first) not in _PLAIN or is_watched():
             return self.overload(*args)
         if first.is_meta:
             self.check(*args)
@@ -79,7 +76,17 @@ class Op:
     def eager(self, *args: Any) -> Any:
         """Checks the arguments and runs the best implementation for the first one's device."""
         self.check(*args)
-        return self.select(*args)(*args)
+        run = self.select(*args)
+        try:
+            return run(*args)
+        except BackendUnavailable as error:
+            self._log(args[0].device.type, str(error))
+            return self.without_grad(*args)
+
+    def without_grad(self, *args: Any) -> Any:
+        """The reference, which must not leave an autograd graph where kernels leave none."""
+        with torch.no_grad():
+            return self.reference(*args)
 
     def eager_out(self, *args: Any) -> None:
         """As `eager`, writing into the last argument."""
@@ -88,7 +95,7 @@ class Op:
         expected = self.fake(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs))
         check_out(self.name, out, expected.shape, expected.dtype, inputs[0].device)
         run = self.select(*inputs)
-        if out.is_contiguous() and run is not self.reference:
+        if out.is_contiguous() and run != self.without_grad:
             run(*inputs, out=out)
         else:
             out.copy_(run(*inputs))
@@ -101,10 +108,14 @@ class Op:
         reason = problem if kernel is None else kernel.why_not(*args)
         if kernel is not None and reason is None:
             return kernel.run
-        if reason is not None and reason not in self._logged:
+        if reason is not None:
+            self._log(device, reason)
+        return self.without_grad
+
+    def _log(self, device: str, reason: str) -> None:
+        if reason not in self._logged:
             self._logged.add(reason)
             logger.warning("%s on %s runs the torch reference: %s", self.name, device, reason)
-        return self.reference
 
     def explain(self, *args: Any) -> Choice:
         """What `select` would choose for these arguments, in words; runs nothing."""
@@ -157,6 +168,24 @@ def register(
         )
     OPS[name] = op
     return op
+
+
+def is_watched() -> bool:
+    """Whether a tracer, a transform or a mode is to see the op, so that it must be dispatched."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or is_transformed()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether forward-mode differentiation or a transform of torch.func (vmap) is under way."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    ) or forward_ad._current_level >= 0
 
 
 def treat_as_plain(tensor_class: type) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from bitsanywhere.backends.cpu import cache
 from bitsanywhere.backends.cpu.machine import Machine, host
+from bitsanywhere.errors import BackendUnavailable
 
 ENTRY = "bitsanywhere_kernel"
 _PACKAGE = "bitsanywhere.backends.cpu"
@@ -68,7 +69,14 @@ def _make(name: str, machine: Machine, variant: dict[str, Any]) -> Function:
     key = hashlib.sha256(repr((_sources(), name, machine, sorted(variant.items()))).encode())
     code = cache.read(key.hexdigest())
     if code is None:
-        code = compile_kernel(name, machine, variant)
+        try:
+            code = compile_kernel(name, machine, variant)
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"The CPU kernel {name} cannot be compiled: {error}",
+                f"numba {version('numba')} is installed and does not import.",
+                'Mend it: pip install -U "bitsanywhere[cpu]"',
+            ) from error
         cache.write(key.hexdigest(), code)
     return _load(code, machine)
 
