@@ -42,9 +42,8 @@ print(json.dumps(seen))
 def cudart() -> str:
     """A CUDA runtime library of this machine, or "" if there is none."""
     places = [
-        *Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/lib/libcudart.so.*"),
+        *(place for each in sys.path for place in Path(each).glob("nvidia/*/lib/libcudart.so.*")),
         *Path("/usr/local").glob("cuda*/lib64/libcudart.so.*"),
-        *Path("/usr/local").glob("lib/python*/*-packages/nvidia/*/lib/libcudart.so.*"),
     ]
     return str(max(places)) if places else ""
 

@@ -227,6 +227,10 @@ class TestDispatch:
         assert select(["p/lib.so", *self.variants], (14, 0))[0] == ["p/lib.so"]
         assert len(select(["p/lib.so", *self.variants], None)[0]) == 5
 
+    def test_libraries_for_other_makers_are_not_loaded(self) -> None:
+        others = ["p/lib_rocm72.so", "p/lib_xpu2025.so", "p/lib_cpu.so"]
+        assert select([*others, *self.variants], (12, 4))[0] == ["p/lib_cpu.so", self.variants[1]]
+
 
 def test_the_device_table_is_consistent() -> None:
     names = [each.name for each in DEVICES]

@@ -30,6 +30,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+def test_the_package_itself_is_the_command():
+    command = [sys.executable, "-m", "bitsanywhere", "audit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: bitsanywhere audit ")
+
+
 def test_unknown_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quantise"])

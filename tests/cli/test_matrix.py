@@ -13,6 +13,7 @@ import pytest
 from bitsanywhere.arch.support import Record, load, merged, rows, save
 from bitsanywhere.cli import matrix
 from bitsanywhere.errors import InvalidArgumentError
+from tests.support.recording import EVERY_KERNEL, SUPPORT, merge
 
 ROOT = Path(__file__).parents[2]
 H100 = Record("sm_90", "run", "NVIDIA H100, driver of CUDA 13.0", 42, 0, "0.1.0")
@@ -33,7 +34,7 @@ def test_formats() -> None:
     made = rows([H100, ORIN, BROKEN])
     lines = matrix.as_markdown(made).splitlines()
     orin = next(line for line in lines if line.startswith("| sm_87 "))
-    assert orin.endswith("| 7 tests, NVRTC 13.5, 0.1.0 | not tested |")
+    assert orin.endswith("| every kernel, NVRTC 13.5, 0.1.0 | not tested |")
     page = matrix.as_html(made)
     assert "NVRTC &lt;13.5&gt;" in page
     assert (page.count('class="tested"'), page.count('class="failed"')) == (2, 1)
@@ -64,30 +65,68 @@ def test_files_of_another_kind(text: str, tmp_path: Path) -> None:
         load(path)
 
 
-def test_test_runs_are_recorded(tmp_path: Path) -> None:
-    folder = tmp_path / "tests" / "backends" / "cuda"
-    folder.mkdir(parents=True)
-    (folder / "test_made.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('arch', ['sm_87', 'sm_90'])\n"
-        "@pytest.mark.parametrize('kernel', ['a', 'b'])\n"
-        "def test_compiles(arch, kernel): assert (arch, kernel) != ('sm_90', 'b')\n"
-        "def test_nothing_of_an_arch(): pass\n"
-        "@pytest.mark.parametrize('arch', ['sm_75'])\n"
-        "def test_skipped(arch): pytest.skip('no compiler')\n"
-    )
-    record = tmp_path / "support.json"
-    save([H100], record)
+MADE = """
+import pytest
+
+@pytest.mark.parametrize("arch", [87, 90])
+def test_everything_compiles(arch): assert arch != 90
+
+@pytest.mark.parametrize("arch", [87])
+def test_a_selection_compiles(arch): pass
+"""
+SKIPPED = """
+import pytest
+
+@pytest.mark.parametrize("arch", [75])
+def test_everything_compiles(arch): pytest.skip("no compiler")
+"""
+
+
+def record(folder: Path, test: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Runs one made test file with the plugin, as documented."""
+    made, path = folder / "test_made.py", folder / "support.json"
+    made.write_text(test)
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'src'}\n")
     command = [sys.executable, "-m", "pytest", "-p", "tests.support.recording", "-q"]
-    command += ["-p", "no:cacheprovider", "--record-support", str(record), str(folder)]
-    command += ["--rootdir", str(tmp_path), "-c", "/dev/null"]
-    code = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); import pytest; "
-    code += "sys.exit(pytest.main(sys.argv[1:]))"
-    command[1:3] = ["-c", code, f"{ROOT}:{ROOT / 'src'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    command += ["-p", "no:cacheprovider", "--record-support", str(path), str(made)]
+    command += ["--rootdir", str(folder), "-c", str(folder / "pytest.ini")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done, path
+
+
+def test_test_runs_are_recorded(tmp_path: Path) -> None:
+    """Only a test of every kernel counts, and what was there is kept."""
+    pytest.importorskip("cuda.pathfinder")
+    save([H100], tmp_path / "support.json")
+    done, path = record(tmp_path, MADE)
     assert done.returncode == 1, done.stdout + done.stderr
-    found = {each.arch: (each.how, each.passed, each.failed) for each in load(record)}
-    assert found["sm_90"] in {("run", 42, 0), ("compiled", 1, 1)}
-    assert found["sm_87"] == ("compiled", 2, 0)
-    assert "sm_75" not in found
-    assert H100 in load(record)
+    found = [(each.arch, each.how, each.passed, each.failed) for each in load(path)]
+    assert found == [
+        ("sm_87", "compiled", 1, 0),
+        ("sm_90", "compiled", 0, 1),
+        ("sm_90", "run", 42, 0),
+    ]
+
+
+def test_a_run_that_shows_nothing_records_nothing(tmp_path: Path) -> None:
+    done, path = record(tmp_path, SKIPPED)
+    assert "nothing is recorded" in done.stdout
+    assert not path.exists()
+
+
+def test_records_of_other_machines_are_merged(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "support.json", tmp_path / "h100.json"
+    save([ORIN], ours)
+    save([H100], theirs)
+    merge([str(theirs)], into=ours)
+    assert load(ours) == (ORIN, H100)
+
+
+def test_the_records_that_ship_are_as_written(tmp_path: Path) -> None:
+    save(load(SUPPORT), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == SUPPORT.read_bytes()
+
+
+def test_the_test_that_is_recorded_exists() -> None:
+    tests = (ROOT / "tests" / "backends" / "cuda" / "test_compile.py").read_text()
+    assert f"def {EVERY_KERNEL}(arch" in tests

@@ -9,9 +9,9 @@ import pytest
 
 from bitsanywhere.backends.cuda.jit import KernelSource, nvrtc
 from bitsanywhere.backends.cuda.jit.packs import Manifest
-from bitsanywhere.backends.cuda.jit.settings import settings
 from bitsanywhere.cli import pack
 from bitsanywhere.errors import BackendUnavailable
+from bitsanywhere.settings import settings
 
 SOURCES = Path(__file__).parents[1] / "backends" / "cuda" / "jit" / "sources"
 

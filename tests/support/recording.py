@@ -1,26 +1,27 @@
 """Records test results for the support matrix (`bitsanywhere matrix`).
 
-    pytest -p tests.support.recording --record-support src/bitsanywhere/arch/support.json \\
-        tests/backends/cuda tests/gpu
+    python -m pytest -m gpu -p tests.support.recording --record-support h100.json tests
+    make matrix                    # every kernel for every architecture
+    make matrix RECORDS=h100.json  # and what was recorded on another machine
 
-Two kinds of tests count: those under ``tests/backends/cuda`` with a parameter ``arch`` such as
-"sm_87" (every kernel compiled for it, no GPU needed), and those marked ``gpu``, for the
-architecture of the GPU that they ran on. Records of other machines in the file are kept.
+Two kinds of tests count: ``test_everything_compiles`` with its parameter ``arch`` (every kernel
+compiled for it, no GPU needed), and those marked ``gpu``, for the architecture of the GPU that they
+ran on. Records of other machines in the file are kept.
 """
 
 from __future__ import annotations
 
-import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from bitsanywhere.arch.support import COMPILED, RUN, Record, load, merged, save
-from bitsanywhere.version import __version__
-
+# What is tested is imported in functions: `-p` loads this file before pytest sets `pythonpath`.
+SUPPORT = Path(__file__).parents[2] / "src" / "bitsanywhere" / "arch" / "support.json"
+EVERY_KERNEL = "test_everything_compiles"
 _counts: Counter[tuple[str, str, str, str]] = Counter()
 
 
@@ -40,8 +41,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--record-support")
-    if path is None or not _counts:
+    if path is None:
         return
+    if not _counts:
+        print("\nno test that says something of an architecture ran: nothing is recorded")
+        return
+    from bitsanywhere.arch.support import Record, load, merged, save
+    from bitsanywhere.version import __version__
+
     kinds = sorted({key[:3] for key in _counts})
     new = [
         Record(*kind, _counts[(*kind, "passed")], _counts[(*kind, "failed")], __version__)
@@ -52,13 +59,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _kind(item: pytest.Item) -> tuple[str, str, str] | None:
     """Architecture, how and by what; None for a test that says nothing of an architecture."""
+    from bitsanywhere.arch.support import COMPILED
+
     if item.get_closest_marker("gpu"):
         # those of the audit launch fixtures, not our kernels
         return None if "tests/arch/" in item.path.as_posix() else _gpu()
-    callspec = getattr(item, "callspec", None)
-    arch = str(callspec.params.get("arch", "")) if callspec else ""
-    if "backends/cuda" in item.path.as_posix() and re.fullmatch(r"sm_\d{2,3}", arch):
-        return arch, COMPILED, _compiler()
+    if getattr(item, "originalname", "") == EVERY_KERNEL:
+        return f"sm_{item.callspec.params['arch']}", COMPILED, _compiler()
     return None
 
 
@@ -68,9 +75,10 @@ def _gpu() -> tuple[str, str, str] | None:
 
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
+    from bitsanywhere.arch.support import RUN
     from bitsanywhere.backends.cuda.jit.driver import Driver
 
+    properties = torch.cuda.get_device_properties(0)
     major, minor = Driver().version
     arch = f"sm_{properties.major}{properties.minor}"
     return arch, RUN, f"{properties.name}, driver of CUDA {major}.{minor}"
@@ -82,3 +90,17 @@ def _compiler() -> str:
 
     major, minor = nvrtc.find().version
     return f"NVRTC {major}.{minor}"
+
+
+def merge(paths: Sequence[str], into: Path = SUPPORT) -> None:
+    """Adds records that test runs on other machines wrote to those that ship."""
+    from bitsanywhere.arch.support import load, merged, save
+
+    records = load(into)
+    for path in paths:
+        records = merged(records, load(Path(path)))
+    save(records, into)
+
+
+if __name__ == "__main__":
+    merge(sys.argv[1:])

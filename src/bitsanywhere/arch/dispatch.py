@@ -2,7 +2,8 @@
 
 bitsandbytes names its libraries ``libbitsandbytes_cuda126.so``. Up to 0.49 it loads the one of
 exactly the CUDA in use; from 0.50 on the nearest of the same major: the highest one that is not
-newer, otherwise the lowest. Libraries without a version in their name are always loaded.
+newer, otherwise the lowest. Libraries without a version in their name are always loaded, save
+those that are named after another maker's platform (``_rocm72``, ``_xpu2025``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 Version = tuple[int, int]
 CUDA_IN_NAME = re.compile(r"_cuda(\d{2})(\d)(?=[._])")
+OTHER_MAKERS = re.compile(r"_(rocm|xpu)\d+(?=[._])")
 EXACT_BEFORE = {"bitsandbytes": (0, 50)}
 
 
@@ -39,9 +41,9 @@ def select(
     variants: dict[str, dict[Version, str]] = {}
     for path in paths:
         stated = stated_cuda(path)
-        if stated is None:
+        if stated is None and not OTHER_MAKERS.search(path.rsplit("/", 1)[-1]):
             selected.append(path)
-        else:
+        elif stated is not None:
             variants.setdefault(CUDA_IN_NAME.sub("_cuda*", path), {})[stated] = path
     for name, group in variants.items():
         nearest = _nearest(group, cuda, exact)

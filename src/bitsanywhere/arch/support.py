@@ -1,6 +1,6 @@
 """Our own support matrix: for each architecture, what tests compiled and what ran on hardware.
 
-``support.json`` beside this file is written by test runs (``pytest --record-support``, see
+``support.json`` beside this file is written by test runs (``make matrix``, see
 ``tests/support/recording.py``), never by hand.
 """
 
@@ -62,7 +62,7 @@ def load(path: Path | None = None) -> tuple[Record, ...]:
         return tuple(Record(**each) for each in json.loads(place.read_text("utf-8"))["records"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidArgumentError(
-            f"{path} holds no test records", str(error), "Write it with pytest --record-support."
+            f"{path} holds no test records", str(error), "Write it with `make matrix`."
         ) from error
 
 
@@ -95,7 +95,7 @@ def rows(records: Iterable[Record]) -> tuple[Row, ...]:
 
 
 def told(records: tuple[Record, ...]) -> str:
-    """Records in words: how many tests passed, where."""
+    """Records in words: what passed, where."""
     if not records:
         return "not tested"
     return "; ".join(_told(each) for each in records)
@@ -107,7 +107,8 @@ def as_dict(matrix: Iterable[Row]) -> dict[str, Any]:
 
 
 def _told(record: Record) -> str:
-    verdict = f"{record.passed} tests" if not record.failed else f"{record.failed} FAILED"
+    passed = "every kernel" if record.how == COMPILED else f"{record.passed} tests"
+    verdict = f"{record.failed} tests FAILED" if record.failed else passed
     return f"{verdict}, {record.by}, {record.version}"
 
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# command -> (the module's name is the command's), one line for the list of commands
+# Each command, which is also its module's name here, and its line in the list of commands.
 COMMANDS = {
     "run": "run a script whose `import bitsandbytes` shall find this library",
     "doctor": "say what this machine can run, and by which kernels",

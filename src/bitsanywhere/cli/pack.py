@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from bitsanywhere.backends.cuda.jit import nvrtc, pack_builder, packs
-from bitsanywhere.backends.cuda.jit.settings import settings
 from bitsanywhere.errors import BitsAnywhereError
+from bitsanywhere.settings import settings
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

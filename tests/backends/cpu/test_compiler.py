@@ -13,6 +13,7 @@ import pytest
 from bitsanywhere.backends.cpu import cache, compiler
 from bitsanywhere.backends.cpu.machine import Machine, _best, host, levels_of
 from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.settings import settings
 
 # The package itself imports neither numba nor llvmlite; a warm cache does without numba.
 COLD = ["imported", "False", "right", "True", "compiled", "True"]
@@ -28,6 +29,19 @@ from bitsanywhere.ops.quantize_4bit import quantize_4bit_torch
 print("right", torch.equal(packed, quantize_4bit_torch(x, 64, "nf4", torch.uint8)[0]))
 print("compiled", "numba" in sys.modules)
 """
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings():
+    """The environment is read anew by each test and after it."""
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+def use_cache(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("BITSANYWHERE_CACHE_DIR", folder)
+    settings.cache_clear()
 
 
 def run_script(folder: Path) -> str:
@@ -65,7 +79,7 @@ def test_other_processors_and_variants_have_other_files(monkeypatch):
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """An empty cache folder."""
-    monkeypatch.setenv("BITSANYWHERE_CACHE_DIR", str(tmp_path))
+    use_cache(monkeypatch, str(tmp_path))
     return tmp_path / "cpu"
 
 
@@ -97,7 +111,7 @@ def test_a_folder_that_others_may_write_is_not_used(folder, mode, caplog):
 
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("BITSANYWHERE_CACHE_DIR", str(tmp_path / "file"))
+    use_cache(monkeypatch, str(tmp_path / "file"))
     assert cache.read("k") is None
     with caplog.at_level(logging.WARNING):
         cache.write("k", b"machine code")
@@ -105,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch, caplog)
 
 
 def test_a_relative_folder_is_an_error(monkeypatch):
-    monkeypatch.setenv("BITSANYWHERE_CACHE_DIR", "here")
+    use_cache(monkeypatch, "here")
     with pytest.raises(InvalidArgumentError, match="absolute"):
         cache.folder()
 

@@ -11,41 +11,22 @@ import hashlib
 import logging
 import os
 import stat
-import sys
 import tempfile
 from pathlib import Path
 
-from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.settings import settings
 
 logger = logging.getLogger("bitsanywhere")
 _DIGEST = 32
-_VARIABLE = "BITSANYWHERE_CACHE_DIR"
 
 
 def folder() -> Path:
-    """Where CPU kernels are cached: in `BITSANYWHERE_CACHE_DIR`, else in the user's cache folder.
+    """Where CPU kernels are cached.
 
     Raises:
-        InvalidArgumentError: the variable holds a relative path.
+        InvalidArgumentError: an environment variable holds a value that is not allowed.
     """
-    named = os.environ.get(_VARIABLE)
-    if named:
-        path = Path(named).expanduser()
-        if not path.is_absolute():
-            raise InvalidArgumentError(
-                f"{_VARIABLE}={named!r}", "It must be an absolute path.", "Write it in full."
-            )
-        return path / "cpu"
-    return _user_cache() / "bitsanywhere" / "cpu"
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    return settings().cache_dir / "cpu"
 
 
 def read(key: str) -> bytes | None:

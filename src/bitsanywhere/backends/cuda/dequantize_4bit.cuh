@@ -5,7 +5,7 @@
 // for each bank.
 #include "output.cuh"
 
-#define UNROLL 8
+#define UNROLL 2
 #define TILE (UNROLL * WARP_VECTOR)
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -21,17 +21,17 @@ class Config:
     Attributes:
         threads: of a block.
         tile: elements that a warp takes at once.
-        blocks: blocks that the chip holds at once, about.
+        most_blocks: beyond it, blocks take several tiles, since a grid has its limit.
     """
 
     threads: int
     tile: int
-    blocks: int
+    most_blocks: int
 
 
-def choose(target: Target) -> Config:
-    """The configuration for a chip."""
-    return Config(threads=256, tile=2048, blocks=target.sm_count * 5)
+def choose() -> Config:
+    """The configuration, the same for all chips."""
+    return Config(threads=256, tile=512, most_blocks=1 << 30)
 
 
 def source(dtype: torch.dtype) -> KernelSource:
@@ -44,10 +44,10 @@ def sources(target: Target) -> list[KernelSource]:
     return [source(dtype) for dtype in DTYPES]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
     target = Target.of(torch.device("cuda", index))
-    return get_kernel(source(dtype), target, index), choose(target)
+    return get_kernel(source(dtype), target, index), choose()
 
 
 def run(
@@ -74,22 +74,21 @@ def decode(
 ) -> torch.Tensor:
     """As `run`, for any codebook: 16 floats on A's device."""
     A, absmax = A.contiguous(), absmax.contiguous()
-    if out is None:
-        out = torch.empty(tuple(shape), dtype=dtype, device=A.device)
-    count = out.numel()
+    result = torch.empty(tuple(shape), dtype=dtype, device=A.device) if out is None else out
+    count = result.numel()
     if count:
         index = A.get_device()
         kernel, config = _plan(index, dtype)
-        packed, target = A.data_ptr(), out.data_ptr()
+        packed, target = A.data_ptr(), result.data_ptr()
         work = -(-count // (config.tile * config.threads // 32))
         kernel.launch(
-            (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
+            (grid_size(work, config.most_blocks),), config.threads, 0, current_stream(index),
             (
                 packed, absmax.data_ptr(), code.data_ptr(), target, count,
                 blocksize.bit_length() - 1, aligned(packed, target),
             ),
         )  # fmt: skip
-    return out
+    return result
 
 
 def why_not(*args: object) -> str | None:

@@ -5,7 +5,7 @@
 // for each bank, no look-up waits for another.
 #include "output.cuh"
 
-#define UNROLL 4
+#define UNROLL 8
 #define TILE (UNROLL * WARP_VECTOR)
 
 extern "C" __global__ void __launch_bounds__(512)

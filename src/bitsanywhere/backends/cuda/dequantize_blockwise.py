@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -21,7 +21,7 @@ class Config:
         threads: of a block.
         tile: elements that a warp takes at once.
         copies: of the codebook in shared memory.
-        blocks: blocks that the chip holds at once, about.
+        blocks: at most; each fills its table once.
     """
 
     threads: int
@@ -32,9 +32,7 @@ class Config:
 
 def choose(target: Target) -> Config:
     """The configuration for a chip; 32 copies take 32 KiB."""
-    small = target.shared_memory < 128 * 1024
-    blocks = target.sm_count * (2 if small else 3)
-    return Config(threads=512, tile=1024, copies=32, blocks=blocks)
+    return Config(threads=512, tile=2048, copies=32, blocks=target.sm_count * 32)
 
 
 def source(dtype: torch.dtype, copies: int) -> KernelSource:
@@ -49,7 +47,7 @@ def sources(target: Target) -> list[KernelSource]:
     return [source(dtype, copies) for dtype in DTYPES]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
     target = Target.of(torch.device("cuda", index))
     config = choose(target)
@@ -66,13 +64,12 @@ def run(
 ) -> torch.Tensor:
     """The dequantized tensor; `out`, if given, is contiguous, of A's shape and of `dtype`."""
     A, absmax, code = A.contiguous(), absmax.contiguous(), code.contiguous()
-    if out is None:
-        out = torch.empty(A.shape, dtype=dtype, device=A.device)
+    result = torch.empty(A.shape, dtype=dtype, device=A.device) if out is None else out
     count = A.numel()
     if count:
         index = A.get_device()
         kernel, config = _plan(index, dtype)
-        codes, target = A.data_ptr(), out.data_ptr()
+        codes, target = A.data_ptr(), result.data_ptr()
         work = -(-count // (config.tile * config.threads // 32))
         kernel.launch(
             (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
@@ -81,7 +78,7 @@ def run(
                 blocksize.bit_length() - 1, aligned(codes, target),
             ),
         )  # fmt: skip
-    return out
+    return result
 
 
 def why_not(*args: object) -> str | None:

@@ -21,6 +21,9 @@
 #define CHUNKS (STEP_K / CHUNK)
 #define WARP_CHUNKS (CHUNKS / WARPS_K)
 #define PRODUCTS (CHUNK / 16)
+// As many chunks at once as registers allow.
+#define MOST_CHUNKS (ACCUMULATORS >= 32 ? 1 : ACCUMULATORS >= 16 || THREADS > 512 ? 2 : 4)
+#define CHUNK_UNROLL (WARP_CHUNKS < MOST_CHUNKS ? WARP_CHUNKS : MOST_CHUNKS)
 #define WEIGHT_STRIDE (STEP_K / 2 + CHUNK / 2)
 #define ACTIVATION_STRIDE (STEP_K * 2 + (CHUNK == 64 ? 16 : 64))
 #define SCALES (TILE_N * CHUNKS)
@@ -45,7 +48,7 @@ INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table) {
   const char* activations = stage.activations() + min(group, BATCH_ROWS - 1u) * ACTIVATION_STRIDE + quarter * (CHUNK / 2) +
                             part * WARP_CHUNKS * CHUNK * 2;
   const float* scales = stage.scales() + (warp * ROW_TILES * 16 + group) * CHUNKS + part * WARP_CHUNKS;
-#pragma unroll(WARP_CHUNKS > 4 ? 4 : WARP_CHUNKS)
+#pragma unroll(CHUNK_UNROLL)
   for (int chunk = 0; chunk < WARP_CHUNKS; chunk++) {
     u32 a[ROW_TILES][PRODUCTS][4];
 #pragma unroll

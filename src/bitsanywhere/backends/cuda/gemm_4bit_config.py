@@ -21,11 +21,11 @@ class TensorConfig:
     Attributes:
         m_tiles: 8-row tiles of the batch that a block multiplies at once.
         row_tiles: 16-row tiles of the weight that a warp owns.
-        warps: of a block along the weight's rows.
+        warps: multiplying warps of a block along the weight's rows.
         warps_k: times as many, each with its part of every step.
         producers: warps that copy to shared memory.
-        batch_rows: batch rows that a stage has room for.
         chunk: elements of a weight row that share a scale in the kernel, 32 or 64.
+        batch_rows: batch rows that a stage has room for.
         step_k: elements along K that a pipeline stage holds.
         stages: of the pipeline.
         table_copies: of the decoding table in shared memory.
@@ -36,15 +36,15 @@ class TensorConfig:
     m_tiles: int
     row_tiles: int
     warps: int
+    warps_k: int
+    producers: int
     chunk: int
+    batch_rows: int
     step_k: int
     stages: int
     table_copies: int
     blocks_a_sm: int
     grid: int
-    warps_k: int = 1
-    producers: int = 1
-    batch_rows: int = 8
 
     @property
     def tile_m(self) -> int:
@@ -106,6 +106,76 @@ class TensorConfig:
 
 
 @dataclass(frozen=True)
+class WgmmaConfig:
+    """gemm_4bit_wgmma.cuh: Hopper's tensor cores, for larger batches.
+
+    Attributes:
+        m_tiles: 8-row tiles of the batch that a block multiplies at once.
+        row_tiles: 64-row tiles of the weight that a warpgroup owns.
+        warpgroups: that multiply; one more copies.
+        chunk: elements of a weight row that share a scale in the kernel, 32 or 64.
+        step_k: elements along K that a pipeline stage holds.
+        stages: of the pipeline.
+        grid: blocks in all.
+    """
+
+    m_tiles: int
+    row_tiles: int
+    warpgroups: int
+    chunk: int
+    step_k: int
+    stages: int
+    grid: int
+
+    @property
+    def tile_m(self) -> int:
+        """Batch rows of a block."""
+        return 8 * self.m_tiles
+
+    @property
+    def tile_n(self) -> int:
+        """Weight rows of a block."""
+        return 64 * self.row_tiles * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 128 * (self.warpgroups + 1)
+
+    @property
+    def stages_bytes(self) -> int:
+        """Dynamic shared memory of a block, room to align it included."""
+        activations = self.tile_m * self.step_k * 2
+        weights = self.tile_n * (self.step_k // 2 + 16)
+        scales = self.tile_n * (self.step_k // self.chunk) * 4
+        return self.stages * (-(-(activations + weights + scales) // 1024) * 1024) + 1024
+
+    @property
+    def shared_memory(self) -> int:
+        """All shared memory of a block, nested scales' codes included."""
+        return self.stages_bytes + 32 * 1024 + 1024 + 512
+
+    @property
+    def partial_floats(self) -> int:
+        """Floats of workspace that shared tiles take."""
+        return 2 * self.grid * self.tile_m * self.tile_n
+
+    def source(self, dtype: torch.dtype, nested: bool) -> KernelSource:
+        """The kernel for activations of a dtype, for nested or plain scales."""
+        defines = (
+            ("DTYPE", DTYPES[dtype]),
+            ("NESTED", int(nested)),
+            ("CHUNK", self.chunk),
+            ("M_TILES", self.m_tiles),
+            ("ROW_TILES", self.row_tiles),
+            ("WARPGROUPS", self.warpgroups),
+            ("STEP_K", self.step_k),
+            ("STAGES", self.stages),
+        )
+        return KernelSource("gemm_4bit_wgmma.cuh", "gemm_4bit_wgmma", defines, specific=True)
+
+
+@dataclass(frozen=True)
 class GeneralConfig:
     """gemm_4bit_general.cuh: float32 arithmetic, any K.
 
@@ -143,7 +213,8 @@ class DequantizeConfig:
     """dequantize_4bit into a temporary tensor, then torch's own matrix product."""
 
 
-Config = TensorConfig | GeneralConfig | DequantizeConfig
+KernelConfig = TensorConfig | WgmmaConfig | GeneralConfig
+Config = KernelConfig | DequantizeConfig
 
 
 def choose(
@@ -157,61 +228,124 @@ def choose(
 ) -> Config:
     """The way to multiply (m, k) activations with an (n, k) weight on a chip.
 
+    The numbers below were measured on an H100 (weights of 2^24, 2^26 and 2^28 elements): up to
+    so many batch rows, decoding weights in the kernel beats decoding them once into memory.
+
     Args:
         aligned: the packed weight's address is a multiple of 16.
     """
     tensor_cores = dtype == torch.float16 or (dtype == torch.bfloat16 and target.major >= 8)
-    if tensor_cores and aligned and k % 32 == 0 and k > 0 and m <= _most_fused(target):
-        return _tensor_config(m, n, k, blocksize, target)
+    chunk = 64 if blocksize >= 64 and k % 64 == 0 else 32
+    if tensor_cores and aligned and k % 32 == 0 and k > 0:
+        small = n * k < 1 << 25
+        if target.arch == "sm_90" and 32 < m <= 256 and not small:
+            return _wgmma_config(m, n, k, chunk, target)
+        if m <= 64 or (m <= 128 and not small and target.major >= 8):
+            return _tensor_config(m, n, k, chunk, target)
     if m <= 16:
-        return _general_config(m, n, k, aligned)
+        return _general_config(m, n, aligned and k % 8 == 0)
     return DequantizeConfig()
 
 
-def every_config(dtype: torch.dtype, target: Target) -> list[TensorConfig | GeneralConfig]:
+def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
     """Configurations that stand for all that `choose` may return, as far as kernels go."""
-    shapes = [(m, 4096, k) for m in (1, 8, 16, 32, 64) for k in (4096, 4128, 1000, 999)]
+    shapes = [
+        (m, n, k)
+        for m in (1, 8, 16, 32, 64, 128)
+        for n in (4096, 32768, 32 * target.sm_count, 64 * target.sm_count, 128 * target.sm_count)
+        for k in (4096, 4128, 8192, 8224, 1000, 999)
+    ]
     configs = [choose(*shape, dtype, 64, target) for shape in shapes]
     return [config for config in configs if not isinstance(config, DequantizeConfig)]
 
 
-def _most_fused(target: Target) -> int:
-    return 256 if target.major >= 8 else 64
-
-
-def _general_config(m: int, n: int, k: int, aligned: bool) -> GeneralConfig:
+def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
     m_rows = 1 if m == 1 else 8
-    grid = (-(-n // 16), -(-m // m_rows))
-    return GeneralConfig(m_rows=m_rows, rows=2, grouped=aligned and k % 8 == 0, grid=grid)
+    return GeneralConfig(
+        m_rows=m_rows, rows=2, grouped=grouped, grid=(-(-n // 16), -(-m // m_rows))
+    )
 
 
-def _tensor_config(m: int, n: int, k: int, blocksize: int, target: Target) -> TensorConfig:
-    m_tiles = 1 if m <= 8 else 2 if m <= 16 else 4 if m <= 32 else 8
-    chunk = 64 if blocksize >= 64 and k % 64 == 0 else 32
-    base = TensorConfig(
-        m_tiles=m_tiles, row_tiles=1, warps=8, chunk=chunk, step_k=256, stages=3,
-        table_copies=32, blocks_a_sm=2, grid=1,
-    )  # fmt: skip
-    if m_tiles == 1:
-        wishes = [{}, {"warps": 4, "step_k": 128}]
-    elif m_tiles == 2:
-        wishes = [{"row_tiles": 2, "blocks_a_sm": 1}]
+def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
+    if m > 64:
+        shape = {"m_tiles": 16, "row_tiles": 2, "warpgroups": 2, "step_k": 128, "stages": 3}
+    elif n * k >= 1 << 27 or chunk == 32:
+        shape = {"m_tiles": 8, "row_tiles": 2, "warpgroups": 3, "step_k": 128, "stages": 3}
     else:
-        wishes = [{"row_tiles": 2, "warps": 4, "step_k": 128}]
+        shape = {"m_tiles": 8, "row_tiles": 1, "warpgroups": 4, "step_k": 256, "stages": 2}
+    config = WgmmaConfig(**shape, chunk=chunk, grid=1)
+    return replace(config, grid=_grid(config, m, n, k, target.sm_count))
+
+
+def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> TensorConfig:
+    """The first wish that fits the chip's shared memory, with as many stages as do."""
+    m_tiles = 1 if m <= 8 else 2 if m <= 16 else 4 if m <= 32 else 8
+    base = TensorConfig(
+        m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
+        batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=2, table_copies=32,
+        blocks_a_sm=1, grid=1,
+    )  # fmt: skip
+    # Chunks of 32 are rare, and not worth kernels of their own for each shape.
+    large = n * k >= 1 << 27 and chunk == 64
+    for wish in _whole_tile_wishes(m) if chunk == 64 else ():
+        config = _fitted(base, wish, target)
+        if config is not None:
+            tiles = -(-n // config.tile_n)
+            blocks = target.sm_count * config.blocks_a_sm
+            # A tile for each block, and nothing to sum up between them.
+            if 0.8 * blocks <= tiles <= blocks:
+                return replace(config, grid=tiles)
+    if m == 1 or (m <= 8 and not large):
+        wishes = [{"warps": 4, "step_k": 512, "blocks_a_sm": 2}]
+    elif m <= 8:
+        producers = 8 if target.major == 9 else 4
+        wishes = [{"warps_k": 2, "step_k": 512, "producers": producers}]
+    elif m <= 16:
+        wishes = [{"step_k": 512}]
+    elif m <= 32:
+        wishes = [{"row_tiles": 2}] if large else [{}]
+    else:
+        wishes = [{"step_k": 128}]
+    small = {"producers": 1, "step_k": 128}
     wishes += [
-        {"blocks_a_sm": 1, "step_k": 128},
-        {"warps": 4, "blocks_a_sm": 1, "step_k": 128},
-        {"warps": 4, "blocks_a_sm": 1, "step_k": 128, "table_copies": 16},
-        {"warps": 2, "blocks_a_sm": 1, "step_k": 128, "table_copies": 16},
-        {"warps": 2, "blocks_a_sm": 1, "step_k": 64, "table_copies": 16},
-        {"warps": 2, "blocks_a_sm": 1, "step_k": 64, "table_copies": 16, "m_tiles": 4},
+        {},
+        {"step_k": 128},
+        {**small, "warps": 4},
+        {**small, "warps": 4, "table_copies": 16},
+        {**small, "warps": 2, "table_copies": 16},
+        {**small, "warps": 2, "step_k": 64, "table_copies": 16},
+        {**small, "warps": 2, "step_k": 64, "table_copies": 16, "m_tiles": 4, "batch_rows": 32},
     ]
     for wish in wishes:
-        config = replace(base, **wish)
-        for stages in (4, 3):
-            config = replace(config, stages=stages)
-            if config.fits(target):
-                tiles = -(-n // config.tile_n) * -(-m // config.tile_m)
-                steps = tiles * -(-k // config.step_k)
-                return replace(config, grid=min(steps, target.sm_count * config.blocks_a_sm))
+        config = _fitted(base, wish, target)
+        if config is not None:
+            return replace(
+                config, grid=_grid(config, m, n, k, target.sm_count * config.blocks_a_sm)
+            )
     raise AssertionError(f"No configuration fits {target}.")
+
+
+def _whole_tile_wishes(m: int) -> list[dict[str, int]]:
+    """Configurations for layers so small that each block can take one tile."""
+    narrow = {"warps": 2, "warps_k": 4}
+    if m <= 8:
+        return [{**narrow, "step_k": 1024 if m == 1 else 512}, {"step_k": 512}]
+    return [{**narrow, "step_k": 512}, {"step_k": 512}] if m <= 16 else []
+
+
+def _fitted(base: TensorConfig, wish: dict[str, int], target: Target) -> TensorConfig | None:
+    for stages in range(8, 1, -1):
+        config = replace(base, stages=stages, **wish)
+        if config.fits(target):
+            return config
+    return None
+
+
+def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int) -> int:
+    """At most `blocks`; so many that whole blocks share a tile, where that wastes few of them."""
+    tiles = -(-n // config.tile_n) * -(-m // config.tile_m)
+    steps = -(-k // config.step_k)
+    sharers = blocks // tiles
+    if sharers and steps % sharers == 0 and tiles * sharers >= 0.85 * blocks:
+        return tiles * sharers
+    return min(tiles * steps, blocks)

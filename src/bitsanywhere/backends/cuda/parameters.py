@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -12,13 +12,13 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 Defines = tuple[tuple[str, "str | int"], ...]
 
 
-@lru_cache(maxsize=None)
+@cache
 def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     """The 16 float32 values of a 4-bit format by code; shared, never written to."""
     return cached_tensor(codebook4(quant_type), device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def codec4_macros(quant_type: str) -> Defines:
     """What codec4.cuh wants to know of a format: THRESHOLDS, ORDER, MIRRORED."""
     format4 = codebook4(quant_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -21,7 +21,7 @@ class Config:
     Attributes:
         threads: of a block.
         tile: elements that a warp takes at once.
-        blocks: blocks that the chip holds at once, about; more would only queue.
+        blocks: at most; each fills its table once.
     """
 
     threads: int
@@ -32,7 +32,7 @@ class Config:
 def choose(dtype: torch.dtype, blocksize: int, target: Target) -> Config:
     """The configuration for inputs of a dtype."""
     tile = max(blocksize, 512 if dtype == torch.float32 else 1024)
-    return Config(threads=256, tile=tile, blocks=target.sm_count * (4 if tile > 1024 else 5))
+    return Config(threads=256, tile=tile, blocks=target.sm_count * 64)
 
 
 def source(dtype: torch.dtype, blocksize: int, quant_type: str) -> KernelSource:
@@ -51,7 +51,7 @@ def sources(target: Target) -> list[KernelSource]:
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plan(
     index: int, dtype: torch.dtype, blocksize: int, quant_type: str
 ) -> tuple[LoadedKernel, Config]:

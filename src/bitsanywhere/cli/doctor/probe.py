@@ -184,7 +184,7 @@ def _nvrtc() -> dict[str, Any]:
 
 def _packs() -> list[str]:
     from bitsanywhere.backends.cuda.jit import packs
-    from bitsanywhere.backends.cuda.jit.settings import settings
+    from bitsanywhere.settings import settings
 
     installed = packs.InstalledPacks(settings().pack_dir)
     found = [" ".join(manifest.archs) for manifest in installed.manifests.values()]
@@ -193,7 +193,7 @@ def _packs() -> list[str]:
 
 def _cache() -> dict[str, Any]:
     from bitsanywhere.backends.cuda.jit.cache import check_private
-    from bitsanywhere.backends.cuda.jit.settings import settings
+    from bitsanywhere.settings import settings
 
     folder = settings().cache_dir
     if folder.is_dir():

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from bitsanywhere.backends.cuda.jit import nvrtc as nvrtc_module
 from bitsanywhere.backends.cuda.jit.nvrtc import CompilationError, Nvrtc
-from bitsanywhere.backends.cuda.jit.settings import ARCH
 from bitsanywhere.backends.cuda.jit.signature import parameter_format
 from bitsanywhere.backends.cuda.jit.source import KernelSource
 from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.settings import ARCH
 
 
 @dataclass(frozen=True)

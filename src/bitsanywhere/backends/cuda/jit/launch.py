@@ -21,7 +21,6 @@ from bitsanywhere.backends.cuda.jit.compiler import CompilationError, compile_so
 from bitsanywhere.backends.cuda.jit.driver import WRONG_CONTEXT, Driver, DriverError, driver
 from bitsanywhere.backends.cuda.jit.packs import InstalledPacks
 from bitsanywhere.backends.cuda.jit.plan import Way, ways
-from bitsanywhere.backends.cuda.jit.settings import settings
 from bitsanywhere.backends.cuda.jit.signature import coerce
 from bitsanywhere.backends.cuda.jit.source import KernelSource
 from bitsanywhere.errors import (
@@ -30,6 +29,7 @@ from bitsanywhere.errors import (
     PackError,
     UnsupportedDeviceError,
 )
+from bitsanywhere.settings import settings
 from bitsanywhere.targets import Target
 
 _NULL = ctypes.c_void_p(0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bitsanywhere.backends.cuda.jit.settings import Settings, _user_folders
 from bitsanywhere.errors import InvalidArgumentError
+from bitsanywhere.settings import Settings, _user_folders
 
 
 def test_defaults_follow_the_platform():

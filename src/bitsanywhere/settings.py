@@ -1,4 +1,4 @@
-"""Environment variables of the just-in-time compiler, validated when first read.
+"""Environment variables of the just-in-time compilers, validated when first read.
 
 | variable | value | default |
 |---|---|---|

@@ -1,0 +1,140 @@
+// Hand-over of shared memory stages from producing to consuming threads.
+//
+// A stage has two barriers: "full" once its data has arrived, "empty" once all consumers are done
+// with it. From sm_80 on they are the hardware's mbarriers, on which asynchronous copies count
+// themselves; before, counters in shared memory.
+#pragma once
+#include "convert.cuh"
+
+INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// Copies 16 or 4 bytes from global to shared memory, or zeros if not valid; source stays unread then.
+INLINE void copy16(void* target, const void* source, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
+               "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(target) = valid ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+INLINE void copy4(void* target, const void* source, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(target)), "l"(source),
+               "r"(valid ? 4 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<u32*>(target) = valid ? *reinterpret_cast<const u32*>(source) : 0u;
+#endif
+}
+
+INLINE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING of this thread's newest groups of copies are unfinished; with 0, for all.
+template <int PENDING>
+INLINE void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  if (PENDING == 0)
+    asm volatile("cp.async.wait_all;" ::: "memory");
+  else
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// Orders this thread's writes to shared memory before reads by wgmma that follow a barrier.
+INLINE void fence_async_proxy() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Counts arrivals; a phase ends with every `count` of them.
+struct Barrier {
+  u64 state;
+#if __CUDA_ARCH__ < 800
+  u32 count;
+#endif
+
+  INLINE void init(u32 arrivals) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(arrivals) : "memory");
+#else
+    state = 0;
+    count = arrivals;
+#endif
+  }
+
+  INLINE void arrive() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("{ .reg .b64 ignored; mbarrier.arrive.shared.b64 ignored, [%0]; }" ::"r"(shared_address(&state))
+                 : "memory");
+#else
+    __threadfence_block();
+    atomicAdd(&state, 1ull);
+#endif
+  }
+
+  // As arrive, without a branch.
+  INLINE void arrive_if(bool condition) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "{ .reg .b64 ignored; .reg .pred p; setp.ne.u32 p, %1, 0; "
+        "@p mbarrier.arrive.shared.b64 ignored, [%0]; }" ::"r"(shared_address(&state)),
+        "r"((u32)condition)
+        : "memory");
+#else
+    if (condition) arrive();
+#endif
+  }
+
+  // Arrives twice: now, and when this thread's copies so far have landed.
+  INLINE void arrive_with_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(&state)) : "memory");
+#else
+    arrive();
+#endif
+    arrive();
+  }
+
+  // Waits until phase number `phase` (0, 1, ...) has ended; it must be the current or the last one.
+  INLINE void wait(u32 phase) {
+#if __CUDA_ARCH__ >= 800
+    u32 done = 0;
+    while (!done)
+      asm volatile(
+          "{ .reg .pred p; "
+#if __CUDA_ARCH__ >= 900
+          "mbarrier.try_wait.parity.shared.b64 p, [%1], %2; "
+#else
+          "mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
+#endif
+          "selp.u32 %0, 1, 0, p; }"
+          : "=r"(done)
+          : "r"(shared_address(&state)), "r"(phase & 1u)
+          : "memory");
+#else
+    while (*const_cast<volatile u64*>(&state) < (u64)(phase + 1) * count) {
+    }
+    __threadfence_block();
+#endif
+  }
+};
+
+// Makes initialised barriers visible to asynchronous copies.
+INLINE void publish_barriers() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  __syncthreads();
+}
+
+// A barrier of some of a block's threads; id 1 to 15.
+INLINE void sync_threads(u32 id, u32 threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}

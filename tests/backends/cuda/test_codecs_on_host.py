@@ -1,0 +1,161 @@
+"""Headers of pure arithmetic, compiled by the host's g++, compared with formats/ and torch."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitsanywhere import formats
+from bitsanywhere.backends import cuda
+from bitsanywhere.backends.cuda.parameters import codec4_macros
+from bitsanywhere.formats import GRID_POINTS, GRID_SCALE
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+HEADERS = Path(cuda.__file__).parent
+
+WRAPPERS = """
+#include "convert.cuh"
+#include "codec4.cuh"
+#include "codec8.cuh"
+
+extern "C" {
+void to_floats(const u16* in, float* bf16, float* half, long n) {
+  for (long i = 0; i < n; i++) bf16[i] = bf16_to_float(in[i]), half[i] = half_to_float(in[i]);
+}
+void from_floats(const float* in, u16* bf16, u16* half, long n) {
+  for (long i = 0; i < n; i++) {
+    u32 b = pack_bf16(in[i], in[i]), h = pack_half(in[i], in[i]);
+    bf16[i] = b >> 16 == (b & 0xFFFF) ? b : 0xDEAD, half[i] = h >> 16 == (h & 0xFFFF) ? h : 0xDEAD;
+  }
+}
+void codes4(const float* in, u8* out, long n) {
+  Entry4 table[BUCKETS];
+  for (u32 i = 0; i < BUCKETS; i++) table[i] = entry4(i);
+  for (long i = 0; i < n; i++) {
+    Key4 key = key4(in[i]);
+    out[i] = key.bucket < BUCKETS ? code4(key, table[key.bucket]) : 255;
+  }
+}
+void grid_points(const float* in, int* out, long n) {
+  for (long i = 0; i < n; i++) out[i] = grid_point(in[i]);
+}
+void grid_table(const float* code, u8* out) {
+  u32 at = 0;
+  for (u32 i = 0; i < 255; i++)
+    for (u32 start = first_point(midpoint8(code, i)); at < start; at++) out[at] = i;
+  for (; at < GRID_POINTS; at++) out[at] = 255;
+}
+}
+"""
+
+
+def build(folder: Path, quant_type: str) -> ctypes.CDLL:
+    """The wrappers as a shared library, for a 4-bit format."""
+    source = folder / f"{quant_type}.cpp"
+    source.write_text(WRAPPERS)
+    library = folder / f"{quant_type}.so"
+    macros = [f"-D{name}={value}" for name, value in codec4_macros(quant_type)]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{HEADERS}"]
+    subprocess.run(["g++", *options, *macros, str(source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module", params=["nf4", "fp4"])
+def host(request, tmp_path_factory) -> tuple[ctypes.CDLL, formats.Format4]:
+    """The library for a format, and the format."""
+    folder = tmp_path_factory.mktemp("host")
+    return build(folder, request.param), formats.codebook4(request.param)
+
+
+def pointer(x: torch.Tensor) -> ctypes.c_void_p:
+    """Address of a tensor's data."""
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def neighbours(x: torch.Tensor) -> torch.Tensor:
+    """Each float32 of x, and the three below and above it."""
+    bits = x.float().contiguous().view(torch.int32)
+    return torch.cat([bits + step for step in range(-3, 4)]).view(torch.float32)
+
+
+def scaled_values() -> torch.Tensor:
+    """Scaled values as quantization meets them: every bfloat16 and float16 in [-1, 1], and NaN."""
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    x = torch.cat((patterns.view(torch.bfloat16).float(), patterns.view(torch.float16).float()))
+    x = x[x.isnan() | (x.abs() <= 1)]
+    uniform = torch.rand(1 << 20, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    almost_one = torch.tensor([1.0, -1.0]).repeat(2) * (1 + torch.finfo(torch.float32).eps)
+    return torch.cat((x, uniform, uniform * 1e-3, almost_one, torch.tensor([0.0, -0.0])))
+
+
+def test_every_16_bit_pattern_becomes_its_float(host):
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    bf16, half = torch.empty(1 << 16), torch.empty(1 << 16)
+    host[0].to_floats(pointer(patterns), pointer(bf16), pointer(half), ctypes.c_long(1 << 16))
+    assert torch.equal(bf16.view(torch.int32), patterns.to(torch.int32) << 16)
+    expected = patterns.view(torch.float16).float()
+    assert torch.equal(half.isnan(), expected.isnan())
+    assert torch.equal(
+        half.nan_to_num(7.0).view(torch.int32), expected.nan_to_num(7.0).view(torch.int32)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_floats_are_rounded_as_torch_does(host, dtype):
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    # Around every value and around the middle of every two.
+    upper = torch.cat((patterns[1:], patterns[:1]))
+    x = torch.cat(
+        (neighbours(patterns), neighbours((patterns.double() + upper.double()).div(2).float()))
+    )
+    bf16 = torch.empty(x.numel(), dtype=torch.int16)
+    half = torch.empty_like(bf16)
+    host[0].from_floats(pointer(x), pointer(bf16), pointer(half), ctypes.c_long(x.numel()))
+    got, expected = (bf16 if dtype == torch.bfloat16 else half).view(dtype), x.to(dtype)
+    assert torch.equal(got.isnan(), expected.isnan())
+    number = ~expected.isnan()
+    assert torch.equal(got[number].view(torch.int16), expected[number].view(torch.int16))
+
+
+def test_4bit_codes_are_the_formats(host):
+    library, format4 = host
+    thresholds = torch.tensor(format4.thresholds)
+    sixteenths = torch.arange(-33, 34) / 32
+    x = torch.cat((scaled_values(), neighbours(thresholds), neighbours(sixteenths)))
+    x = torch.cat((x, torch.tensor([float("nan")])))
+    x = x[x.isnan() | (x.abs() <= 1 + torch.finfo(torch.float32).eps)]
+    codes = torch.empty(x.numel(), dtype=torch.uint8)
+    library.codes4(pointer(x), pointer(codes), ctypes.c_long(x.numel()))
+    order = torch.tensor(format4.order, dtype=torch.uint8)
+    assert torch.equal(codes, order[torch.bucketize(x, thresholds)])
+
+
+def test_grid_points_are_the_formats(host):
+    x = torch.cat((scaled_values(), torch.tensor([float("nan")])))
+    points = torch.empty(x.numel(), dtype=torch.int32)
+    host[0].grid_points(pointer(x), pointer(points), ctypes.c_long(x.numel()))
+    expected = ((x + 1) * GRID_SCALE + 0.5).floor().nan_to_num(0.0).clamp(0, GRID_POINTS - 1)
+    assert torch.equal(points, expected.int())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_grid_tables_are_the_formats(host, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [
+        formats.create_dynamic_map(),
+        formats.create_dynamic_map(signed=False),
+        formats.create_linear_map(),
+        formats.create_fp8_map(),
+        torch.randn(256, generator=generator).sort().values,
+        (torch.rand(256, generator=generator) * 1e-4).sort().values,
+    ]
+    for code in maps:
+        code = code.float().contiguous()
+        table = torch.empty(GRID_POINTS, dtype=torch.uint8)
+        host[0].grid_table(pointer(code), pointer(table))
+        assert torch.equal(table, formats.grid_codes(code))

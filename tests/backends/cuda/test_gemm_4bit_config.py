@@ -1,0 +1,78 @@
+"""Configurations of gemm_4bit: possible on every chip, for every shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bitsanywhere.backends.cuda.gemm_4bit_config import (
+    DequantizeConfig,
+    GeneralConfig,
+    TensorConfig,
+    WgmmaConfig,
+    choose,
+    every_config,
+)
+from bitsanywhere.targets import known
+
+NAMES = (
+    "t4", "a100", "rtx3090", "orin-nano", "agx-orin", "l4", "rtx4090", "h100", "b200", "b300",
+    "thor", "rtx5090", "gb10",
+)  # fmt: skip
+SHAPES = [
+    (m, n, k)
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 5000)
+    for n, k in (
+        (1, 32), (16, 64), (100, 999), (512, 1000), (4096, 4096), (4096, 4128), (4096, 11008),
+        (8448, 4096), (16896, 4096), (28672, 8192), (28672, 8224), (152064, 8192),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("blocksize", [32, 64, 4096])
+def test_every_choice_is_possible_and_compiled(name, dtype, blocksize):
+    target = known(name)
+    sources = {config.source(dtype, False) for config in every_config(dtype, target)}
+    for m, n, k in SHAPES:
+        config = choose(m, n, k, dtype, blocksize, target)
+        if isinstance(config, DequantizeConfig):
+            assert m > 16
+            continue
+        assert config.source(dtype, False) in sources, "not in kernel packs"
+        assert config.threads <= 1024
+        if isinstance(config, GeneralConfig):
+            assert config.grid[0] * 16 >= n
+            assert config.grid[1] * config.m_rows >= m
+            continue
+        assert k % config.chunk == 0
+        assert blocksize >= config.chunk
+        assert config.shared_memory <= target.shared_memory
+        steps = -(-n // config.tile_n) * -(-m // config.tile_m) * -(-k // config.step_k)
+        # Every block has work, and an arrival counter.
+        assert 1 <= config.grid <= min(steps, 4096)
+        if isinstance(config, WgmmaConfig):
+            assert target.arch == "sm_90"
+        else:
+            assert config.chunk % 16 == 0
+            assert config.step_k % (config.chunk * config.warps_k) == 0
+            assert config.producers * 32 % (config.step_k // 32) == 0
+
+
+def test_tensor_cores_wherever_they_can_serve():
+    assert isinstance(choose(1, 4096, 4096, torch.float16, 64, known("t4")), TensorConfig)
+    assert isinstance(choose(1, 4096, 4096, torch.bfloat16, 64, known("t4")), GeneralConfig)
+    assert isinstance(choose(1, 4096, 4096, torch.bfloat16, 64, known("orin-nano")), TensorConfig)
+    assert isinstance(choose(1, 4096, 4096, torch.float32, 64, known("h100")), GeneralConfig)
+    assert isinstance(choose(64, 28672, 8192, torch.bfloat16, 64, known("h100")), WgmmaConfig)
+
+
+def test_an_unaligned_weight_is_read_bytewise():
+    config = choose(1, 4096, 4096, torch.float16, 64, known("h100"), aligned=False)
+    assert isinstance(config, GeneralConfig)
+    assert not config.grouped
+
+
+def test_a_choice_can_be_printed():
+    assert "stages" in repr(choose(1, 4096, 4096, torch.float16, 64, known("h100")))
