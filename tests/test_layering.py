@@ -27,6 +27,7 @@ ALLOWED = {
     "nn": FOUNDATION | {"ops", "checkpoint", "quant_state", "functional", "autograd"},
     "optim": FOUNDATION | {"ops", "functional", "quant_state"},
     "arch": {"errors", "version"},
+    "__main__": {"cli"},
 }
 EVERYTHING = {"integrations", "cli", "compat", "warmup", ""}
 

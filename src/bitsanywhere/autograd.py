@@ -8,7 +8,8 @@ import torch
 
 from bitsanywhere import ops
 from bitsanywhere.errors import InvalidArgumentError
-from bitsanywhere.ops.registry import is_transformed
+from bitsanywhere.ops.checks import FLOATS
+from bitsanywhere.ops.registry import is_transformed, is_watched
 from bitsanywhere.quant_state import QuantState
 
 
@@ -77,11 +78,12 @@ def _forward(A, B, quant_state, bias) -> torch.Tensor:
     quant_state.require_4bit("matmul_4bit")
     if A.dtype == torch.float64:
         return torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
-    absmax, absmax_8bit, absmax_code, absmax_offset = quant_state.gemm_statistics()
-    return ops.gemm_4bit(
+    absmax, absmax_8bit, absmax_code, absmax_offset = statistics = quant_state.gemm_statistics()
+    shape = quant_state.shape
+    arguments = (
         A,
         B,
-        quant_state.shape,
+        shape,
         absmax,
         quant_state.blocksize,
         quant_state.quant_type,
@@ -89,6 +91,28 @@ def _forward(A, B, quant_state, bias) -> torch.Tensor:
         absmax_8bit,
         absmax_code,
         absmax_offset,
+    )
+    if type(A) is not torch.Tensor or A.is_meta or is_watched():
+        return ops.gemm_4bit(*arguments)
+    # Without this every attribute of a Params4bit takes a detour through Python.
+    with torch._C.DisableTorchFunctionSubclass():
+        # Checking a weight takes longer than launching its kernel, so it is done once.
+        weight = (B.data_ptr(), B.numel(), B.dtype, *map(id, statistics), *arguments[4:6], shape)
+        if quant_state.checked_weight == weight and _fits(A, shape, B.device, bias):
+            return ops.gemm_4bit.trusted(*arguments)
+        result = ops.gemm_4bit.eager(*arguments)
+        quant_state.mark_checked(weight, statistics)
+        return result
+
+
+def _fits(
+    A: torch.Tensor, shape: torch.Size, device: torch.device, bias: torch.Tensor | None
+) -> bool:
+    """Whether A and bias are surely right for a weight that was checked before."""
+    if A.dtype not in FLOATS or A.dim() == 0 or A.shape[-1] != shape[1] or A.device != device:
+        return False
+    return bias is None or (
+        bias.dtype == A.dtype and bias.numel() == shape[0] and bias.device == device
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from bitsanywhere import checkpoint
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.ops import dequantize_blockwise
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
+
+_FIELDS = ("absmax", "shape", "code", "blocksize", "quant_type", "dtype", "offset", "state2")
 
 
 class QuantState:
@@ -58,6 +61,8 @@ class QuantState:
         self.offset = offset
         self.state2 = state2
         self.nested = state2 is not None
+        self.checked_weight: tuple[Any, ...] | None = None
+        self._checked_statistics: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("bitsandbytes__"):
@@ -156,6 +161,16 @@ class QuantState:
         if self.state2.blocksize != NESTED_BLOCKSIZE:
             return self.unnested_absmax(), None, None, None
         return self.state2.absmax, self.absmax, self.state2.code, self.offset
+
+    def mark_checked(self, weight: tuple[Any, ...], statistics: Any) -> None:
+        """Remembers a weight that gemm_4bit accepted, and keeps the tensors it is known by."""
+        self.checked_weight, self._checked_statistics = weight, statistics
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
+        return type(self)(*(copy.deepcopy(getattr(self, name), memo) for name in _FIELDS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in _FIELDS)
 
     def require_4bit(self, caller: str) -> None:
         """Raises unless this is the state of a 4-bit quantized tensor."""

@@ -6,6 +6,7 @@ import argparse
 import getpass
 import json
 import platform
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from bitsanywhere.cli.doctor import collect, private, render
 from bitsanywhere.cli.doctor.collect import DeviceReport, Diagnosis, Outcome, diagnose, probe
 from bitsanywhere.cli.doctor.probe import SAMPLES
 from bitsanywhere.ops.registry import OPS
+from bitsanywhere.version import __version__
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 MACHINE: dict[str, Any] = {
     "torch": "2.9.0",
     "torch_cuda": "12.6",
@@ -213,3 +216,14 @@ class TestNextStep:
 )
 def test_what_names_the_user_is_taken_out(text: str, expected: str) -> None:
     assert private.scrub(text) == expected
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("doctor-*.txt")), ids=lambda path: path.name)
+def test_the_documented_examples_are_of_today(path: Path) -> None:
+    """They are output of this version: its ops, its number, and nothing that names anyone."""
+    text = path.read_text(encoding="utf-8")
+    shown = set(re.findall(r"^  (\w+) +(?:c\w+ kernel|torch reference)", text, re.MULTILINE))
+    assert shown == set(SAMPLES)
+    assert re.search(rf"^  bitsanywhere +{re.escape(__version__)}$", text, re.MULTILINE)
+    assert text.endswith("quantization works here\n")
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text)

@@ -71,11 +71,17 @@ class Op:
         if first.is_meta:
             self.check(*args)
             return self.fake(*args)
-        return self.eager(*args)
+        # Without this every attribute of a Params4bit takes a detour through Python.
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.eager(*args)
 
     def eager(self, *args: Any) -> Any:
         """Checks the arguments and runs the best implementation for the first one's device."""
         self.check(*args)
+        return self.trusted(*args)
+
+    def trusted(self, *args: Any) -> Any:
+        """As `eager`, for arguments that were checked before."""
         run = self.select(*args)
         try:
             return run(*args)
