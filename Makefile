@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NVRTC126 := .venvs/nvrtc126
+SUPPORT := src/bitsanywhere/arch/support.json
 
-.PHONY: demo test check gpu-test bench format wheel clean
+.PHONY: demo test check docs matrix gpu-test bench format wheel clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/python examples/qlora_demo.py
@@ -14,11 +15,20 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done $(NVRTC126)/done
 	BITSANYWHERE_TEST_NVRTC126=$(NVRTC126) $(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
-check: $(VENV)/test.done
+check: $(VENV)/test.done docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layering.py
+
+docs: $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# RECORDS: files that `--record-support` wrote on other machines, to be added.
+matrix: $(VENV)/test.done
+	$(BIN)/python -m pytest -q -p tests.support.recording --record-support $(SUPPORT) \
+		-k everything_compiles tests/backends/cuda/test_compile.py
+	$(BIN)/python -m tests.support.recording $(RECORDS)
 
 gpu-test:
 	$(PYTHON) -m pytest -m gpu $(ARGS)
@@ -47,9 +57,13 @@ $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) -c constraints.txt -e '.[dev,cuda13]' bitsandbytes
 	touch $@
 
+$(VENV)/docs.done: $(VENV)/torch.done pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
+
 $(NVRTC126)/done: $(VENV)/torch.done
 	$(PIP) --no-deps --target $(NVRTC126) 'nvidia-cuda-nvrtc-cu12==12.6.*'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venvs dist build demo-out
+	rm -rf $(VENV) .venvs dist build site demo-out

@@ -31,10 +31,12 @@ def test_version(capsys):
 
 
 def test_the_package_itself_is_the_command():
-    command = [sys.executable, "-m", "bitsanywhere", "audit", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "bitsanywhere", "audit", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: bitsanywhere audit ")
+    assert "bitsanywhere.arch.present" in done.stderr
+    assert "torch" not in done.stderr
 
 
 def test_unknown_command(capsys):

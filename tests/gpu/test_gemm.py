@@ -131,7 +131,8 @@ def test_cuda_graph(m, dtype):
             torch.manual_seed(seed)
             x.normal_()
             graph.replay()
-            assert torch.equal(out, layer(x))
+            # Past some M cuBLAS does the product, and may choose another algorithm in a graph.
+            assert error(out, layer(x).double()) < (1e-6 if m < 100 else 8e-3)
 
 
 def test_cuda_graph_capture_as_first_use():

@@ -89,6 +89,6 @@ def why_not(gpus: Mapping[int, str], override: str | None, torch_cuda: str) -> s
         words = explain(finding, file)
         told.append(
             f"{PEER} {file.version} is not expected to run on {name} (compute capability"
-            f" {device.capability}). {words.reason} What it leads to: {words.error_text}."
+            f" {device.capability}). {words.reason} The error to expect: {words.error_text}."
         )
     return "\n".join([*told, SERVED, "`bitsanywhere doctor` tells more."]) if told else ""

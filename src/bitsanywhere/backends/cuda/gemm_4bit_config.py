@@ -238,7 +238,7 @@ def choose(
     chunk = 64 if blocksize >= 64 and k % 64 == 0 else 32
     if tensor_cores and aligned and k % 32 == 0 and k > 0:
         small = n * k < 1 << 25
-        if target.arch == "sm_90" and 32 < m <= 256 and not small:
+        if target.arch == "sm_90" and 32 < m <= (64 if small else 256):
             return _wgmma_config(m, n, k, chunk, target)
         if m <= 64 or (m <= 128 and not small and target.major >= 8):
             return _tensor_config(m, n, k, chunk, target)
@@ -269,6 +269,8 @@ def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
 def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
     if m > 64:
         shape = {"m_tiles": 16, "row_tiles": 2, "warpgroups": 2, "step_k": 128, "stages": 3}
+    elif n * k < 1 << 25 and chunk == 64:
+        shape = {"m_tiles": 8, "row_tiles": 1, "warpgroups": 2, "step_k": 256, "stages": 2}
     elif n * k >= 1 << 27 or chunk == 32:
         shape = {"m_tiles": 8, "row_tiles": 2, "warpgroups": 3, "step_k": 128, "stages": 3}
     else:
