@@ -58,7 +58,7 @@ def child(library: str, device: str) -> dict[str, Any]:
                 torch.cuda.synchronize()
 
         calls[name] = step
-    times = interleaved(calls, seconds=30, rounds=8)
+    times = interleaved(calls, seconds=40, rounds=10)
     ratio = times["4-bit"]["median"] / times["bfloat16"]["median"]
     return {"library": library, "milliseconds": times, "ratio_to_bfloat16": ratio}
 

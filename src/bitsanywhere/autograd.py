@@ -120,18 +120,21 @@ def input_gradient(
     grad_output: torch.Tensor, B: torch.Tensor, quant_state: QuantState
 ) -> torch.Tensor:
     """grad_output @ dequantize(B): the gradient of A, in grad_output's dtype."""
-    return torch.matmul(grad_output, _weight(B, quant_state, grad_output.dtype))
+    # The forward has checked codes and statistics; a tracer wants to see the checking ops.
+    weight = _weight(B, quant_state, grad_output.dtype, checked=not is_watched())
+    return torch.matmul(grad_output, weight)
 
 
-def _weight(B: torch.Tensor, quant_state: QuantState, dtype: torch.dtype) -> torch.Tensor:
+def _weight(
+    B: torch.Tensor, quant_state: QuantState, dtype: torch.dtype, checked: bool = False
+) -> torch.Tensor:
     """The weight of shape (N, K) in ``dtype``; float64 by way of float32, which is exact."""
     narrow = torch.float32 if dtype == torch.float64 else dtype
-    weight = ops.dequantize_4bit(
-        B,
-        quant_state.unnested_absmax(),
-        quant_state.blocksize,
-        quant_state.quant_type,
-        quant_state.shape,
-        narrow,
-    )
+    fixed = (quant_state.blocksize, quant_state.quant_type, quant_state.shape, narrow)
+    if checked:
+        with torch._C.DisableTorchFunctionSubclass():
+            scales = quant_state.unnested_absmax(checked=True)
+            weight = ops.dequantize_4bit.trusted(B, scales, *fixed)
+    else:
+        weight = ops.dequantize_4bit(B, quant_state.unnested_absmax(), *fixed)
     return weight if narrow == dtype else weight.to(dtype)

@@ -10,6 +10,7 @@ from bitsanywhere import ops
 from bitsanywhere.checkpoint import pack_dict_to_tensor, unpack_tensor_to_dict
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.formats import (
+    cached_tensor,
     codebook4,
     create_dynamic_map,
     create_fp8_map,
@@ -61,7 +62,7 @@ def quantize_4bit(
     state = QuantState(
         absmax=scales,
         shape=A.shape,
-        code=get_4bit_type(quant_type, device=A.device),
+        code=_shared_codebook(quant_type, A.device),
         blocksize=blocksize,
         quant_type=quant_type,
         dtype=A.dtype,
@@ -253,6 +254,13 @@ def gemv_4bit(
 def get_4bit_type(typename, device=None, blocksize=64):
     """The codebook of a 4-bit format, float32 of shape (16,), on ``device`` (default: CPU)."""
     return codebook4(typename).tensor("cpu" if device is None else device)
+
+
+def _shared_codebook(quant_type: str, device: torch.device) -> torch.Tensor:
+    """The 4-bit codebook on ``device``, made once: copying it there each time would synchronise."""
+    if torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling():
+        return get_4bit_type(quant_type, device)
+    return cached_tensor(codebook4(quant_type), device)
 
 
 def _default_map(device: torch.device) -> torch.Tensor:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bitsanywhere.backends.cpu import dequantize_blockwise
 from bitsanywhere.backends.cpu.common import NAMES, log2
 from bitsanywhere.backends.cpu.compiler import kernel
 from bitsanywhere.backends.cpu.dequantize_4bit import unpack
 from bitsanywhere.backends.cpu.machine import host
-from bitsanywhere.backends.cpu.memory import empty
+from bitsanywhere.backends.cpu.memory import fresh
 from bitsanywhere.backends.cpu.panels import BF16, F32, TILES, VECTOR_BYTES, Order
 from bitsanywhere.backends.cpu.parallel import launch, threads
 
@@ -27,12 +28,13 @@ _DENSE_BYTES = 1 << 24
 # Up to this many rows, one after the other is faster than a tile.
 _BF16_ROWS, _F32_ROWS = 2, 4
 # Past this many rows torch is faster: where registers are few, and with bfloat16 dot products.
-_NARROW_TILE_ROWS, _BF16_TILE_ROWS = 16, 640
+_NARROW_TILE_ROWS, _BF16_TILE_ROWS = 16, 192
 # Activations at a time, bytes of a weight row at a time, tiles a task: a panel of weights stays in
 # the first-level cache, the activations' chunk in the second-level one.
 _TILE_ROWS = 256
 _CHUNK_BYTES = 3072
 _TASK_TILES = 8
+_NESTED_BLOCKSIZE = 256
 
 
 class Weight(NamedTuple):
@@ -87,7 +89,7 @@ def linear(
         A tensor of shape (..., n) in A's dtype.
     """
     m = A.numel() // weight.k if weight.k else A.shape[:-1].numel()
-    result = empty((*A.shape[:-1], weight.n), A.dtype) if out is None else out
+    result = fresh((*A.shape[:-1], weight.n), A.dtype) if out is None else out
     if result.numel() == 0:
         return result
     if weight.k == 0:
@@ -178,15 +180,22 @@ def _dense(A: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torc
             weight.blocksize, weight.code, piece,
         )  # fmt: skip
         end = start + piece.shape[0]
-        if bias is None:
-            out[:, start:end] = torch.mm(x, piece.t())
+        part = None if bias is None else bias[start:end].to(dtype)
+        # Into a slice of columns torch would copy; the whole result it writes itself.
+        whole = out if piece.shape[0] == weight.n and out.dtype == dtype else None
+        if part is None:
+            product = torch.mm(x, piece.t(), out=whole)
         else:
-            out[:, start:end] = torch.addmm(bias[start:end].to(dtype), x, piece.t())
+            product = torch.addmm(part, x, piece.t(), out=whole)
+        if whole is None:
+            out[:, start:end] = product
 
 
 def unnest(weight: Weight) -> torch.Tensor:
     """The float32 scale of each block."""
     if weight.codes is None or weight.table is None or weight.offset is None:
         return weight.absmax
-    outer = weight.absmax.repeat_interleave(256)[: weight.codes.numel()]
-    return weight.table[weight.codes.int()].mul_(outer).add_(weight.offset)
+    scales = dequantize_blockwise.run(
+        weight.codes, weight.absmax, weight.table, _NESTED_BLOCKSIZE, torch.float32
+    )
+    return scales.add_(weight.offset)

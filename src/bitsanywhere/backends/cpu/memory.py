@@ -1,9 +1,9 @@
-"""Memory for large results, taken over from earlier results that nothing refers to any more.
+"""Memory for dequantized tensors, taken over from earlier results that nothing refers to any more.
 
 Fresh memory is cleared by the system page by page as it is first written, which for a result of
-32 MB takes three times as long as dequantizing into it. So the memory of the last large results is
-kept, up to `KEPT_BYTES`, and used again once its tensor and all views of it are gone. Where Linux
-has huge pages, new memory asks for them.
+32 MB takes three times as long as dequantizing into it. So the memory of the last results of 1 MiB
+and more is kept, up to `KEPT_BYTES`, and used again once its tensor and all views of it are gone.
+Where Linux has huge pages, new memory of 8 MiB and more asks for them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 KEPT_BYTES = 128 << 20
 _HUGE_PAGE = 1 << 21
 _LARGE = 4 * _HUGE_PAGE
+_RECYCLED = 1 << 20
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _LIBC = None if _ADVICE is None else ctypes.CDLL(None)
 # Users of a storage: what torch's own CUDA graph trees count by.
@@ -41,7 +42,7 @@ class Recycler:
         size = dtype.itemsize
         for length in shape:
             size *= length
-        if size < _LARGE or size > self._limit or _use_count is None:
+        if size < _RECYCLED or size > self._limit or _use_count is None:
             return fresh(shape, dtype)
         with self._lock:
             for position, storage in enumerate(self._kept):
