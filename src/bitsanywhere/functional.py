@@ -62,7 +62,7 @@ def quantize_4bit(
     state = QuantState(
         absmax=scales,
         shape=A.shape,
-        code=_shared_codebook(quant_type, A.device),
+        code=_codebook(quant_type, A.device),
         blocksize=blocksize,
         quant_type=quant_type,
         dtype=A.dtype,
@@ -256,11 +256,11 @@ def get_4bit_type(typename, device=None, blocksize=64):
     return codebook4(typename).tensor("cpu" if device is None else device)
 
 
-def _shared_codebook(quant_type: str, device: torch.device) -> torch.Tensor:
-    """The 4-bit codebook on ``device``, made once: copying it there each time would synchronise."""
+def _codebook(quant_type: str, device: torch.device) -> torch.Tensor:
+    """A 4-bit codebook on ``device``, cloned there: copying it from the host would synchronise."""
     if torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling():
         return get_4bit_type(quant_type, device)
-    return cached_tensor(codebook4(quant_type), device)
+    return cached_tensor(codebook4(quant_type), device).clone()
 
 
 def _default_map(device: torch.device) -> torch.Tensor:
