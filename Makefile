@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NVRTC126 := .venvs/nvrtc126
 SUPPORT := src/bitsanywhere/arch/support.json
 
-.PHONY: demo test check docs matrix gpu-test bench format wheel clean
+.PHONY: demo test slow-test check docs matrix gpu-test bench format wheel clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/python examples/qlora_demo.py
 
 test: $(VENV)/test.done $(NVRTC126)/done
-	BITSANYWHERE_TEST_NVRTC126=$(NVRTC126) $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	NVRTC12=$(NVRTC126) $(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+
+# Every kernel for every architecture, and the whole demo: some twelve minutes more.
+slow-test: $(VENV)/test.done
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/test.done docs
 	$(BIN)/ruff check .
