@@ -1,4 +1,4 @@
-"""Public quantization functions, with bitsandbytes' names and signatures; thin over the ops."""
+"""4-bit and 8-bit blockwise quantization under bitsandbytes' names; thin over the ops."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from typing import Optional
 import torch
 
 from bitsanywhere import ops
-from bitsanywhere.checkpoint import pack_dict_to_tensor, unpack_tensor_to_dict
 from bitsanywhere.errors import InvalidArgumentError
-from bitsanywhere.formats import (
-    cached_tensor,
-    codebook4,
-    create_dynamic_map,
-    create_fp8_map,
-    create_linear_map,
-    create_normal_map,
-)
+from bitsanywhere.formats import cached_tensor, codebook4, create_dynamic_map
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
 from bitsanywhere.quant_state import QuantState
 
@@ -286,25 +278,3 @@ def _into(result: torch.Tensor, out: torch.Tensor | None, name: str) -> torch.Te
             f"The result is {result.dtype} {tuple(result.shape)} on {result.device}.",
         )
     return out.copy_(result)
-
-
-__all__ = [
-    "QuantState",
-    "create_dynamic_map",
-    "create_fp8_map",
-    "create_linear_map",
-    "create_normal_map",
-    "dequantize_4bit",
-    "dequantize_blockwise",
-    "dequantize_fp4",
-    "dequantize_nf4",
-    "gemv_4bit",
-    "get_4bit_type",
-    "name2qmap",
-    "pack_dict_to_tensor",
-    "quantize_4bit",
-    "quantize_blockwise",
-    "quantize_fp4",
-    "quantize_nf4",
-    "unpack_tensor_to_dict",
-]
