@@ -1,89 +1,88 @@
-"""Device code of the 4-bit product with one row of activations: weights are decoded in registers,
+"""Device code of the 4-bit product with few rows of activations: weights are decoded in registers,
 four rows of them at a time, so that they share the loads of the activations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bitsanywhere.backends.cpu import decode, permute, simd
+from bitsanywhere.backends.cpu import decode, pack_rows_kernel, permute, rows, simd
 from bitsanywhere.backends.cpu.machine import Machine
+from bitsanywhere.backends.cpu.panels import BF16, F32, WEIGHT_ROWS
 
 
-def build(machine: Machine, dtype: str, bf16: bool, fine: bool) -> Any:
-    """The kernel for results of `dtype`.
+def build(machine: Machine, dtype: str, bf16: bool, fine: bool, height: int) -> Any:
+    """The kernel for activations and results of `dtype`.
 
-    Its arguments: task counter; scratch counter; packed activations (`pack_rows_kernel`, height
-    1); packed weight; absmax, absmax_8bit or 0, absmax_code, absmax_offset; codebook of 16 float32;
-    bias or 0; out; N; K, a multiple of blocksize; log2 of blocksize; rows a task; scratch, with
-    room for the float32 scales of 4 rows for each thread.
+    Its arguments: task counter; scratch counter; activations, row-major; packed weight; absmax,
+    absmax_8bit or 0, absmax_code, absmax_offset; codebook of 16 float32; bias or 0; out; N; K, a
+    multiple of blocksize; log2 of blocksize; rows of activations, at most `height`; weight rows a
+    task; scratch; its bytes for each thread, which hold `height` rows of activations in the
+    layout of `panels.py` and the float32 scales of 4 weight rows.
 
     Args:
         bf16: activations are bfloat16 and the processor has dot products of them.
         fine: with `bf16`, blocks of 32 elements.
+        height: rows of activations at a time.
     """
-    row = _bf16_rows(fine) if bf16 else _f32_rows(machine.level)
+    order = BF16 if bf16 else F32
+    group, panel_bytes = order.group, order.vectors * 64 * height
+    multiply = _bf16_rows(fine, height) if bf16 else _f32_rows(machine.level, height)
+    fill, store_totals = pack_rows_kernel.row(dtype, bf16), rows.words(bf16, height)[2]
     find_scales, write_one, size = decode.row_scales(), simd.scalar_writer(dtype), simd.SIZE[dtype]
-    read_one, load_f32x16 = simd.scalar_reader(dtype), simd.load_f32x16
-    scratch, store, load_f32 = simd.scratch, simd.store, simd.load_f32
-    take, address_of, sum_lanes, least = simd.take, simd.address_of, simd.sum_lanes, simd.least
+    read_one, load_f32x16, scratch = simd.scalar_reader(dtype), simd.load_f32x16, simd.scratch
+    take, address_of, least, load_f32 = simd.take, simd.address_of, simd.least, simd.load_f32
 
-    def multiply(args):
-        x, packed, absmax, codes, table, offset = (
-            args[2], args[3], args[4], args[5], args[6], args[7],
-        )  # fmt: skip
-        values, bias, out, rows, k, shift = (
+    def run(args):
+        packed, absmax, codes, table, offset = args[3], args[4], args[5], args[6], args[7]
+        values, bias, out, n, k, shift = (
             load_f32x16(args[8]), args[9], args[10], args[11], args[12], args[13],
         )  # fmt: skip
-        batch, blocks, half, end, sums = args[14], k >> shift, k >> 1, rows - 1, scratch(0)
-        spare = args[15] + take(address_of(args) + 8, 1) * blocks * 16
+        m, batch, blocks, half = args[14], args[15], k >> shift, k >> 1
+        x = args[16] + take(address_of(args) + 8, 1) * args[17]
+        spare, sums, filled = x + (k + group - 1) // group * panel_bytes, scratch(0), False
         while True:
             start = take(address_of(args), batch)
-            if start >= rows:
+            if start >= n:
                 return
-            for n in range(start, least(start + batch, rows), 4):
+            if not filled:
+                filled = True
+                for r in range(height):
+                    fill(x + r * 64, height * 64, args[2] + least(r, m - 1) * k * size, k)
+            for i in range(start, least(start + batch, n), WEIGHT_ROWS):
                 # Past the end, the last row is computed again.
-                n1, n2, n3 = least(n + 1, end), least(n + 2, end), least(n + 3, end)
-                scales = find_scales(
-                    absmax, codes, table, offset, n * blocks, (n3 - n + 1) * blocks, spare
+                i1, i2, i3 = least(i + 1, n - 1), least(i + 2, n - 1), least(i + 3, n - 1)
+                s = find_scales(
+                    absmax, codes, table, offset, i * blocks, (i3 - i + 1) * blocks, spare
                 )
-                w = packed + n * half
-                t0, t1, t2, t3 = row(
+                w = packed + i * half
+                found = multiply(
                     x, k, values, shift, blocks,
-                    w, w + (n1 - n) * half, w + (n2 - n) * half, w + (n3 - n) * half,
-                    scales, scales + (n1 - n) * blocks * 4, scales + (n2 - n) * blocks * 4,
-                    scales + (n3 - n) * blocks * 4,
+                    w, w + (i1 - i) * half, w + (i2 - i) * half, w + (i3 - i) * half,
+                    s, s + (i1 - i) * blocks * 4, s + (i2 - i) * blocks * 4,
+                    s + (i3 - i) * blocks * 4,
                 )  # fmt: skip
-                store(sums, sum_lanes(t0))
-                store(sums + 4, sum_lanes(t1))
-                store(sums + 8, sum_lanes(t2))
-                store(sums + 12, sum_lanes(t3))
-                for i in range(n3 - n + 1):
-                    value = load_f32(sums + i * 4)
-                    if bias != 0:
-                        value += read_one(bias + (n + i) * size)
-                    write_one(out + (n + i) * size, value)
+                store_totals(sums, found)
+                for j in range(i3 - i + 1):
+                    for r in range(m):
+                        value = load_f32(sums + (r * WEIGHT_ROWS + j) * 4)
+                        if bias != 0:
+                            value += read_one(bias + (i + j) * size)
+                        write_one(out + (r * n + i + j) * size, value)
 
-    return multiply
+    return run
 
 
-def _bf16_rows(fine: bool) -> Any:
+def _bf16_rows(fine: bool, height: int) -> Any:
     tables, weights = decode.bf16_tables(fine)
-    load, dot, zeros = simd.load_u16x32, permute.dot_bf16, simd.zeros_f32x16
-    scratch, store, load_u8x16 = simd.scratch, simd.store, simd.load_u8x16
+    zeros, multiply, _ = rows.words(True, height)
+    load, scratch, store, load_u8x16 = simd.load_u16x32, simd.scratch, simd.store, simd.load_u8x16
+    prefetch, vector, panel = simd.prefetch, height * 64, height * 256
 
     @decode.inline
-    def group(total, values, x, w, scales, g, shift, last):
-        found = tables(values, scales, g, shift, last)
-        v = load(w)
-        total = dot(total, weights(found, v, 0), load(x + g * 256))
-        total = dot(total, weights(found, v, 4), load(x + g * 256 + 64))
-        total = dot(total, weights(found, v, 8), load(x + g * 256 + 128))
-        return dot(total, weights(found, v, 12), load(x + g * 256 + 192))
-
-    @decode.inline
-    def rows(x, k, values, shift, blocks, w0, w1, w2, w3, s0, s1, s2, s3):
-        t0, t1, t2, t3 = zeros(0), zeros(0), zeros(0), zeros(0)
-        last, spare = blocks - 1, scratch(0)
+    def dots(x, k, values, shift, blocks, w0, w1, w2, w3, s0, s1, s2, s3):
+        totals, last, spare = zeros(0), blocks - 1, scratch(0)
+        # The four rows to come, line by line.
+        ahead = WEIGHT_ROWS * (k >> 1)
         for g in range((k + 127) // 128):
             at = g * 64
             if (g + 1) * 128 > k:
@@ -94,36 +93,59 @@ def _bf16_rows(fine: bool) -> Any:
                     store(spare + 128 + i, load_u8x16(w2 + at + i))
                     store(spare + 192 + i, load_u8x16(w3 + at + i))
                 w0, w1, w2, w3 = spare - at, spare + 64 - at, spare + 128 - at, spare + 192 - at
-            t0 = group(t0, values, x, w0 + at, s0, g, shift, last)
-            t1 = group(t1, values, x, w1 + at, s1, g, shift, last)
-            t2 = group(t2, values, x, w2 + at, s2, g, shift, last)
-            t3 = group(t3, values, x, w3 + at, s3, g, shift, last)
-        return t0, t1, t2, t3
+            prefetch(w0 + at + ahead)
+            prefetch(w1 + at + ahead)
+            prefetch(w2 + at + ahead)
+            prefetch(w3 + at + ahead)
+            f0, f1 = tables(values, s0, g, shift, last), tables(values, s1, g, shift, last)
+            f2, f3 = tables(values, s2, g, shift, last), tables(values, s3, g, shift, last)
+            v0, v1, v2, v3 = load(w0 + at), load(w1 + at), load(w2 + at), load(w3 + at)
+            place = x + g * panel
+            found = weights(f0, v0, 0), weights(f1, v1, 0), weights(f2, v2, 0), weights(f3, v3, 0)
+            totals = multiply(totals, found, place)
+            found = weights(f0, v0, 4), weights(f1, v1, 4), weights(f2, v2, 4), weights(f3, v3, 4)
+            totals = multiply(totals, found, place + vector)
+            found = weights(f0, v0, 8), weights(f1, v1, 8), weights(f2, v2, 8), weights(f3, v3, 8)
+            totals = multiply(totals, found, place + 2 * vector)
+            found = (
+                weights(f0, v0, 12), weights(f1, v1, 12), weights(f2, v2, 12), weights(f3, v3, 12),
+            )  # fmt: skip
+            totals = multiply(totals, found, place + 3 * vector)
+        return totals
 
-    return rows
+    return dots
 
 
-def _f32_rows(level: str) -> Any:
+def _f32_rows(level: str, height: int) -> Any:
     lookup, load_u8x16, widen = permute.lookup_f32(level), simd.load_u8x16, simd.widen32
-    load, fma, zeros, mul = simd.load_f32x16, simd.fma, simd.zeros_f32x16, simd.mul
-    shr, keep, splat, load_f32 = simd.shr, simd.keep, simd.splat_f32x16, simd.load_f32
+    mul, shr, keep, splat, load_f32 = (
+        simd.mul, simd.shr, simd.keep, simd.splat_f32x16, simd.load_f32,
+    )  # fmt: skip
+    zeros, multiply, _ = rows.words(False, height)
 
     @decode.inline
-    def group(total, values, even, odd, w, scales, g, shift):
-        found = mul(values, splat(load_f32(scales + ((g * 32) >> shift) * 4)))
-        v = widen(load_u8x16(w + g * 16))
-        total = fma(lookup(found, shr(v, 4)), even, total)
-        return fma(lookup(found, keep(v, 15)), odd, total)
+    def table(values, scales, g, shift):
+        return mul(values, splat(load_f32(scales + ((g * 32) >> shift) * 4)))
 
     @decode.inline
-    def rows(x, k, values, shift, blocks, w0, w1, w2, w3, s0, s1, s2, s3):
-        t0, t1, t2, t3 = zeros(0), zeros(0), zeros(0), zeros(0)
+    def dots(x, k, values, shift, blocks, w0, w1, w2, w3, s0, s1, s2, s3):
+        totals = zeros(0)
         for g in range(k // 32):
-            even, odd = load(x + g * 128), load(x + g * 128 + 64)
-            t0 = group(t0, values, even, odd, w0, s0, g, shift)
-            t1 = group(t1, values, even, odd, w1, s1, g, shift)
-            t2 = group(t2, values, even, odd, w2, s2, g, shift)
-            t3 = group(t3, values, even, odd, w3, s3, g, shift)
-        return t0, t1, t2, t3
+            at, place = g * 16, x + g * 128 * height
+            f0, f1 = table(values, s0, g, shift), table(values, s1, g, shift)
+            f2, f3 = table(values, s2, g, shift), table(values, s3, g, shift)
+            v0, v1 = widen(load_u8x16(w0 + at)), widen(load_u8x16(w1 + at))
+            v2, v3 = widen(load_u8x16(w2 + at)), widen(load_u8x16(w3 + at))
+            found = (
+                lookup(f0, shr(v0, 4)), lookup(f1, shr(v1, 4)),
+                lookup(f2, shr(v2, 4)), lookup(f3, shr(v3, 4)),
+            )  # fmt: skip
+            totals = multiply(totals, found, place)
+            found = (
+                lookup(f0, keep(v0, 15)), lookup(f1, keep(v1, 15)),
+                lookup(f2, keep(v2, 15)), lookup(f3, keep(v3, 15)),
+            )  # fmt: skip
+            totals = multiply(totals, found, place + 64 * height)
+        return totals
 
-    return rows
+    return dots

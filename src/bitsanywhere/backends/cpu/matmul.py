@@ -2,7 +2,7 @@
 
 Three ways, see `choose`:
 
-* `row`: few rows of activations, one after the other; weights are decoded in registers.
+* `row`: few rows of activations, some at a time; weights are decoded in registers.
 * `tile`: several rows; weights are decoded into panels in the cache, from which tiles of dot
   products are computed; in bfloat16 where the processor has dot products of them, else in float32.
 * `dense`: slices of the weight are dequantized into a small buffer and handed to torch.
@@ -21,12 +21,14 @@ from bitsanywhere.backends.cpu.compiler import kernel
 from bitsanywhere.backends.cpu.dequantize_4bit import unpack
 from bitsanywhere.backends.cpu.machine import host
 from bitsanywhere.backends.cpu.memory import fresh
-from bitsanywhere.backends.cpu.panels import BF16, F32, TILES, VECTOR_BYTES, Order
+from bitsanywhere.backends.cpu.panels import BF16, F32, TILES, VECTOR_BYTES, WEIGHT_ROWS, Order
 from bitsanywhere.backends.cpu.parallel import launch, threads
 
 _DENSE_BYTES = 1 << 24
-# Up to this many rows, one after the other is faster than a tile.
-_BF16_ROWS, _F32_ROWS = 2, 4
+# Up to this many rows, a few at a time are faster than a tile.
+_BF16_ROWS, _F32_ROWS = 24, 4
+# Of them at most so many at a time, where registers are wide, and tasks for each thread.
+_MOST_HEIGHT, _ROW_TASKS = 4, 8
 # Past this many rows torch is faster: where registers are few, and with bfloat16 dot products.
 _NARROW_TILE_ROWS, _BF16_TILE_ROWS = 16, 192
 # Activations at a time, bytes of a weight row at a time, tiles a task: a panel of weights stays in
@@ -104,6 +106,13 @@ def _has_bf16(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and host().level == "avx512_bf16"
 
 
+def _row_height(m: int) -> int:
+    """How many of m rows of activations the way "row" takes at a time: 1, 2 or 4."""
+    if m == 1 or not host().level.startswith("avx512"):
+        return 1
+    return 2 if m == 2 else _MOST_HEIGHT
+
+
 def _variant(A: torch.Tensor, weight: Weight) -> dict[str, Any]:
     bf16 = _has_bf16(A.dtype)
     return {"dtype": NAMES[A.dtype], "bf16": bf16, "fine": bf16 and weight.blocksize == 32}
@@ -124,19 +133,24 @@ def _pack(A: torch.Tensor, height: int, order: Order) -> torch.Tensor:
 
 
 def _row(A: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    variant, address = _variant(A, weight), 0 if bias is None else bias.data_ptr()
-    x = _pack(A, 1, BF16 if variant["bf16"] else F32)
-    row_bytes = x.numel() // A.shape[0]
-    blocks = weight.k // weight.blocksize if weight.codes is not None else 0
-    scratch = torch.empty(4 * blocks * threads(), dtype=torch.float32, device="cpu")
-    # At least four rows a task, and as many as make 32768 weights.
-    batch = max(4, (1 << 15) // weight.k // 4 * 4)
-    for row in range(A.shape[0]):
+    variant, n, k, team = _variant(A, weight), weight.n, weight.k, threads()
+    height = _row_height(A.shape[0])
+    address = 0 if bias is None else bias.data_ptr()
+    # A few tasks for each thread, of at least 32768 weights.
+    batch = max(n // (team * _ROW_TASKS), (1 << 15) // k, 1)
+    batch = -(-batch // WEIGHT_ROWS) * WEIGHT_ROWS
+    order = BF16 if variant["bf16"] else F32
+    row_bytes = -(-k // order.group) * order.vectors * VECTOR_BYTES
+    scales = 0 if weight.codes is None else WEIGHT_ROWS * k // weight.blocksize * 4
+    room = (height * row_bytes + scales + 127) // 64 * 64
+    scratch = torch.empty(room * team, dtype=torch.uint8, device="cpu")
+    for start in range(0, A.shape[0], height):
+        m = min(height, A.shape[0] - start)
         launch(
-            kernel("gemv_4bit", **variant), -(-weight.n // batch),
-            0, x.data_ptr() + row * row_bytes, *weight.words(), address,
-            out.data_ptr() + row * weight.n * out.element_size(), weight.n, weight.k,
-            log2(weight.blocksize), batch, scratch.data_ptr(),
+            kernel("gemv_4bit", **variant, height=_row_height(m)), -(-n // batch),
+            0, A.data_ptr() + start * k * A.element_size(), *weight.words(), address,
+            out.data_ptr() + start * n * out.element_size(), n, k, log2(weight.blocksize),
+            m, batch, scratch.data_ptr(), room,
         )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VECTOR_BYTES = 64
+# Rows of the weight that the kernel for few rows of activations decodes at a time.
+WEIGHT_ROWS = 4
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,13 @@ def _scratch(b: ir.IRBuilder, _: ir.Value) -> ir.Value:
     return b.ptrtoint(kept, I64)
 
 
+def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
+    # For reading, into every cache, of data.
+    b.call(function, [at(b, address, I8), I32(0), I32(3), I32(1)])
+
+
 SCRATCH_BYTES = 512
 
 # Memory. Addresses are int64; nothing need be aligned.
@@ -167,6 +174,8 @@ store = word(2, types.void, lambda b, p, v: b.store(v, at(b, p, v.type), align=1
 address_of = word(1, types.int64, lambda b, pointer: b.ptrtoint(pointer, I64))
 take = word(2, types.int64, lambda b, p, n: b.atomic_rmw("add", at(b, p, I64), n, "monotonic"))
 scratch = word(1, types.int64, _scratch)
+prefetch = word(1, types.void, _prefetch)
+"""(address): asks for its cache line; any address will do."""
 
 # float32
 splat_f32x16 = word(1, F32x16, lambda b, x: splat(b, x, 16))

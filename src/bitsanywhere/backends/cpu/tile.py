@@ -70,7 +70,7 @@ def _emit(
     b.cbranch(b.icmp_signed("<", following, steps), body, after)
     b.position_at_end(after)
     for r, row in enumerate(new):
-        totals = _totals(b, [*row, *[kind(None)] * (SUM_LANES - len(row))])
+        totals = totals_code(b, [*row, *[kind(None)] * (SUM_LANES - len(row))])
         place = at(b, b.add(c, b.mul(stride, I64(r))), totals.type)
         b.store(b.fadd(b.load(place, align=4), totals), place, align=4)
 
@@ -89,12 +89,12 @@ def _product(b: ir.IRBuilder, t: ir.Value, x: ir.Value, y: ir.Value, bf16: bool)
     return llvm_call(b, f"llvm.fmuladd.v{t.type.count}f32", t.type, x, y, t)
 
 
-def _totals(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
-    """The sums of each vector's lanes, as one vector; a power of two of vectors."""
+def totals_code(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+    """LLVM code for the sums of each vector's lanes, as one vector; a power of two of vectors."""
     lanes = vectors[0].type.count
     if len(vectors) > lanes:
         half = len(vectors) // 2
-        low, high = _totals(b, vectors[:half]), _totals(b, vectors[half:])
+        low, high = totals_code(b, vectors[:half]), totals_code(b, vectors[half:])
         return shuffle(b, low, high, list(range(len(vectors))))
     segment = lanes
     while len(vectors) > 1:
