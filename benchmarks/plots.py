@@ -15,30 +15,30 @@ from benchmarks.measure import RESULTS
 COLOURS = {"bitsanywhere": "#0b6e4f", "bitsandbytes": "#c8553d", "cublas bfloat16": "#6b7a8f"}
 
 
-def time_plot(results: dict[str, Any], name: str) -> None:
-    """Time of a 4-bit product against M, beside bitsandbytes and cuBLAS."""
+def gemm_plot(results: dict[str, Any], name: str) -> None:
+    """A 4-bit product against M: above, the bytes that must move over time as a fraction of the
+    copy bandwidth; below, the time. bitsandbytes and cuBLAS beside it."""
     rows = [row for row in results["rows"] if row["case"].startswith("gemm_4bit")]
     shapes = sorted({(row["n"], row["k"]) for row in rows}, reverse=True)
     figure, axes = plt.subplots(
-        1, len(shapes), figsize=(4.2 * len(shapes), 3.6), layout="constrained"
+        2, len(shapes), figsize=(4.2 * len(shapes), 6.4), layout="constrained", squeeze=False
     )
-    for axis, (n, k) in zip(axes, shapes):
+    for column, (n, k) in zip(axes.T, shapes):
         plain = [row for row in rows if (row["n"], row["k"]) == (n, k) and not row["nested"]]
-        for library, colour in COLOURS.items():
-            points = [
-                (row["m"], row["microseconds"][library])
-                for row in plain
-                if library in row["microseconds"]
-            ]
-            if points:
-                axis.plot(*zip(*points), "o-", color=colour, label=library, ms=4)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_title(f"{n} x {k}", fontsize=10)
-        axis.set_xlabel("rows of the input, M")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("microseconds")
-    axes[0].legend(fontsize=8)
+        for axis, quantity in zip(column, ("fraction", "microseconds")):
+            for library, colour in COLOURS.items():
+                points = [(r["m"], r[quantity][library]) for r in plain if library in r[quantity]]
+                if points:
+                    axis.plot(*zip(*points), "o-", color=colour, label=library, ms=4)
+            axis.set_xscale("log", base=2)
+            axis.grid(alpha=0.3, which="both")
+        column[0].set_ylim(0, 1)
+        column[0].set_title(f"{n} x {k}", fontsize=10)
+        column[1].set_yscale("log")
+        column[1].set_xlabel("rows of the input, M")
+    axes[0][0].set_ylabel("fraction of the copy bandwidth")
+    axes[1][0].set_ylabel("microseconds")
+    axes[1][0].legend(fontsize=8)
     figure.suptitle(f"4-bit matrix product, {results['environment']['device']}", fontsize=11)
     figure.savefig(RESULTS / f"{name}_gemm.svg", metadata={"Date": None})
     plt.close(figure)
@@ -70,7 +70,7 @@ def main() -> None:
         if path.stem == "cpu":
             ratio_plot(results, path.stem)
         elif path.stem.startswith("gpu_"):
-            time_plot(results, path.stem)
+            gemm_plot(results, path.stem)
 
 
 if __name__ == "__main__":

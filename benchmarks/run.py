@@ -7,11 +7,14 @@ import sys
 
 import torch
 
+CPU = ("cpu", "int8_cpu", "optimizers_cpu", "qlora_step")
+GPU = ("gpu", "int8_gpu", "optimizers_gpu")
+
 
 def main() -> None:
     """Each part in a process of its own, so that none inherits another's state."""
-    parts = ["cpu", "qlora_step"] + (["gpu"] if torch.cuda.is_available() else [])
-    for part in [*parts, "plots", "tables"]:
+    parts = CPU + (GPU if torch.cuda.is_available() else ())
+    for part in (*parts, "plots", "tables"):
         subprocess.run([sys.executable, "-m", f"benchmarks.{part}"], check=True)
 
 

@@ -1,70 +1,102 @@
 """Renews the tables in README.md from ``benchmarks/results``: ``python -m benchmarks.tables``.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; what is between is replaced.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; what is between is replaced. Only
+some rows are shown there; the documentation site shows all.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
-GPU_ROWS = re.compile(r"gemm_4bit M=(1|8|16|64|512) (28672x8192|4096x4096)$|linear .*")
+# For each table: files, the rows of each that are shown, and the unit of its times.
+TABLES = {
+    "cpu": (
+        ("cpu.json", r"(de)?quantize_4bit|linear (training|eval) M=(1|64|256) ", "milliseconds"),
+        ("optimizers_cpu.json", r"AdamW8bit.*16777216", "milliseconds"),
+        ("int8_cpu.json", r".* M=(1|256) .*threshold 6", "milliseconds"),
+    ),
+    "gpu": (
+        (
+            "gpu_*.json",
+            r"(de)?quantize_(4bit|blockwise)|gemm_4bit M=(1|8|16|64) (28672x8192|4096x4096)$"
+            r"|linear forward and input gradient",
+            "microseconds",
+        ),
+        ("optimizers_gpu_*.json", r"(AdamW|Lion)8bit", "milliseconds"),
+        ("int8_gpu_*.json", r".* M=(1|16|256|2048) 4096x4096 threshold 6", "microseconds"),
+    ),
+}
+OURS, PEER = "bitsanywhere", "bitsandbytes"
+SHORT = {"milliseconds": "ms", "microseconds": "us"}
 
 
-def cpu_table(results: dict[str, Any]) -> str:
-    """Milliseconds of both libraries on the CPU."""
-    lines = ["| CPU | bitsanywhere, ms | bitsandbytes, ms | ratio |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        times = row["milliseconds"]
-        pair = [times[name]["median"] for name in ("bitsanywhere", "bitsandbytes")]
-        cells = [row["case"], *(f"{ms:.2f}" for ms in pair), f"{row['peer_over_ours']:.1f}x"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", source(results)])
+def table(name: str) -> str:
+    """One table: ours, the peer's, and what else was measured beside them."""
+    lines = [f"| {name.upper()} | {OURS} | {PEER} | beside them |", "|---|---|---|---|"]
+    sources = []
+    for pattern, shown, unit in TABLES[name]:
+        for path in sorted(RESULTS.glob(pattern)):
+            results = json.loads(path.read_text())
+            sources.append(source(results))
+            for row in results["rows"]:
+                title = case(row)
+                if re.match(shown, title):
+                    lines.append(f"| {' | '.join([title, *cells(row[unit], SHORT[unit])])} |")
+    return "\n".join([*lines, "", *(f"{text}\n" for text in dict.fromkeys(sources))]).rstrip()
 
 
-def gpu_table(results: dict[str, Any]) -> str:
-    """Microseconds of both libraries and cuBLAS."""
-    libraries = ("bitsanywhere", "bitsandbytes", "cublas bfloat16")
-    lines = ["| GPU | bitsanywhere, us | bitsandbytes, us | cuBLAS bf16, us |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        if GPU_ROWS.match(row["case"]):
-            times = row["microseconds"]
-            cells = [f"{times[name]:.1f}" if name in times else "" for name in libraries]
-            lines.append(f"| {' | '.join([row['case'], *cells])} |")
-    return "\n".join([*lines, "", source(results)])
+def case(row: dict[str, Any]) -> str:
+    """What a row measured, in words."""
+    if "dtype" not in row:
+        return row["case"]
+    return f"{row['case']} {row['dtype']}, {row['tensors']} tensors, {row['elements']} elements"
+
+
+def cells(times: dict[str, Any], unit: str) -> Iterator[str]:
+    """The time of each library; a median where there are several figures."""
+    plain = {k: v["median"] if isinstance(v, dict) else v for k, v in times.items()}
+    others = (f"{n.replace('_', ' ')} {digits(t)} {unit}" for n, t in plain.items()
+              if n not in (OURS, PEER))  # fmt: skip
+    for library in (OURS, PEER):
+        yield f"{digits(plain[library])} {unit}" if library in plain else ""
+    yield ", ".join(others)
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def source(results: dict[str, Any]) -> str:
     """One line: where, with which versions and when this was measured."""
     facts = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    wanted = ("torch", "bitsandbytes")
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in wanted)
     threads = f", {facts['threads']} threads" if "threads" in facts else ""
     return f"{facts['device']}{threads}; {versions}; {facts['date']}."
 
 
-def replace(text: str, name: str, table: str) -> str:
+def replace(text: str, name: str, content: str) -> str:
     """``text`` with the table called ``name`` renewed; raises if the markers are not there."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    renewed, count = pattern.subn(lambda m: f"{m[1]}{table}\n{m[2]}", text)
+    renewed, count = pattern.subn(lambda m: f"{m[1]}{content}\n{m[2]}", text)
     if count != 1:
         raise SystemExit(f"{README.name} has {count} places for the table {name!r}, not 1")
     return renewed
 
 
 def main() -> None:
-    """Renews every table whose results are there."""
+    """Renews every table."""
     text = README.read_text()
-    for path in sorted(RESULTS.glob("*.json")):
-        results = json.loads(path.read_text())
-        if path.stem == "cpu":
-            text = replace(text, "cpu", cpu_table(results))
-        elif path.stem.startswith("gpu_"):
-            text = replace(text, "gpu", gpu_table(results))
+    for name in TABLES:
+        text = replace(text, name, table(name))
     README.write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Every 4-bit and blockwise name of bitsandbytes 0.50.2 exists with the same signature."""
+"""Every name of bitsandbytes 0.50.2 exists with the same signature."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import bitsanywhere
+from bitsanywhere.integrations.finder import RENAMED
 
-API = json.loads((Path(__file__).parent / "golden" / "api_4bit.json").read_text())
+API = json.loads((Path(__file__).parent / "golden" / "api.json").read_text())
 SYMBOLS = [
     pytest.param(module, name, facts, id=f"{module}.{name}")
     for module, names in API.items()
@@ -34,9 +35,12 @@ def parameters(signature: str) -> list[tuple[str, str | None]]:
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
     pairs = list(zip(positional, defaults))
-    found = [(arg.arg, default and ast.unparse(default)) for arg, default in pairs]
-    extra = [arguments.vararg, arguments.kwarg]
-    return found + [(arg.arg, None) for arg in extra if arg is not None]
+    if arguments.vararg is not None:
+        pairs.append((arguments.vararg, None))
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults)
+    if arguments.kwarg is not None:
+        pairs.append((arguments.kwarg, None))
+    return [(arg.arg, default and ast.unparse(default)) for arg, default in pairs]
 
 
 def listed(signature: inspect.Signature) -> list[tuple[str, str | None]]:
@@ -50,7 +54,9 @@ def listed(signature: inspect.Signature) -> list[tuple[str, str | None]]:
 
 
 def ours(module: str):
-    return importlib.import_module(module.replace("bitsandbytes", "bitsanywhere"))
+    return importlib.import_module(
+        RENAMED.get(module, module.replace("bitsandbytes", "bitsanywhere"))
+    )
 
 
 @pytest.mark.parametrize(("module", "name", "facts"), SYMBOLS)

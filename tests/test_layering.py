@@ -23,9 +23,14 @@ ALLOWED = {
     "checkpoint": {"errors", "formats"},
     "quant_state": {"errors", "formats", "ops", "checkpoint"},
     "functional": {"errors", "formats", "ops", "checkpoint", "quant_state"},
-    "autograd": {"errors", "ops", "quant_state", "functional"},
-    "nn": FOUNDATION | {"ops", "checkpoint", "quant_state", "functional", "autograd"},
+    "utils": {"errors", "checkpoint"},
+    "autograd_int8": {"errors", "ops", "functional"},
+    "autograd": {"errors", "ops", "quant_state", "functional", "autograd_int8"},
+    "nn": FOUNDATION
+    | {"utils", "optim", "ops", "checkpoint", "quant_state", "functional", "autograd"},
     "optim": FOUNDATION | {"ops", "functional", "quant_state"},
+    "convert": FOUNDATION | {"ops", "checkpoint", "quant_state", "functional"},
+    "validate": FOUNDATION | {"compat", "convert"},
     "arch": {"errors", "version"},
     "__main__": {"cli"},
 }

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEXT = Path(__file__).parent.parent / "text" / "harbour.txt"
+TEXT = resources.files("bitsanywhere.validate") / "text" / "harbour.txt"
 QUESTION = "What is the capital of France, and what is it known for?"
 HELD_OUT = 64
 PROBES = 6

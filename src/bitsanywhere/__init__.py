@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 from bitsanywhere.version import __version__
 
 if TYPE_CHECKING:
-    from bitsanywhere import functional, nn
-    from bitsanywhere.autograd import MatMul4Bit, matmul_4bit
+    from bitsanywhere import functional, nn, optim
+    from bitsanywhere.autograd import MatMul4Bit, MatmulLtState, matmul, matmul_4bit
     from bitsanywhere.warmup import warmup
 
 features = {"multi_backend"}
 supported_torch_devices = {"cpu", "cuda"}
-_NEED_TORCH = {"MatMul4Bit": "autograd", "matmul_4bit": "autograd", "warmup": "warmup"}
-_MODULES = ("autograd", "functional", "nn", "ops")
+_NEED_TORCH = {
+    "MatMul4Bit": "autograd",
+    "MatmulLtState": "autograd",
+    "matmul": "autograd",
+    "matmul_4bit": "autograd",
+    "warmup": "warmup",
+}
+_MODULES = ("autograd", "functional", "nn", "ops", "optim", "utils")
 
 
 def __getattr__(name: str) -> Any:
@@ -42,11 +48,14 @@ if not sys.argv or Path(sys.argv[0]).stem not in ("bitsanywhere", "-m"):
 
 __all__ = [
     "MatMul4Bit",
+    "MatmulLtState",
     "__version__",
     "features",
     "functional",
+    "matmul",
     "matmul_4bit",
     "nn",
+    "optim",
     "supported_torch_devices",
     "warmup",
 ]

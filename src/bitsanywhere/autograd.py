@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 
 from bitsanywhere import ops
+from bitsanywhere.autograd_int8 import (
+    GlobalOutlierPooler,
+    MatMul8bitFp,
+    MatMul8bitLt,
+    MatmulLtState,
+    autocast,
+    matmul,
+)
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.ops.checks import FLOATS
+from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
 from bitsanywhere.ops.registry import is_transformed, is_watched
 from bitsanywhere.quant_state import QuantState
+
+__all__ = [
+    "GlobalOutlierPooler",
+    "MatMul4Bit",
+    "MatMul8bitFp",
+    "MatMul8bitLt",
+    "MatmulLtState",
+    "input_gradient",
+    "matmul",
+    "matmul_4bit",
+]
 
 
 class MatMul4Bit(torch.autograd.Function):
     """A @ dequantize(B).T + bias; gradients flow to A and bias, the weight is frozen."""
 
     @staticmethod
-    def forward(ctx, A, B, out=None, bias=None, quant_state: Optional[QuantState] = None):
-        result = _forward(A, B, quant_state, bias)
+    def forward(ctx, A, B, out=None, bias=None, quant_state: Any = None):
+        result = _forward(A, B, quant_state, bias, is_watched())
         # Not save_for_backward: the frozen codes are nothing for hooks on saved tensors, and
         # may have been made in inference mode.
         ctx.B, ctx.quant_state = B, quant_state
@@ -59,61 +80,116 @@ def matmul_4bit(
             "It says how B is to be read.",
             "Give the state that quantize_4bit returned with B.",
         )
-    device = A.device.type
-    if not A.is_meta and torch.is_autocast_enabled(device) and A.is_floating_point():
-        dtype = torch.get_autocast_dtype(device)
-        A, bias = A.to(dtype), None if bias is None else bias.to(dtype)
-    with_grad = A.requires_grad or (bias is not None and bias.requires_grad)
-    if is_transformed():
+    if torch._C._is_any_autocast_enabled() and not A.is_meta:
+        A, bias = autocast(A, bias)
+    watched = is_watched()
+    if watched and is_transformed():
         quant_state.require_4bit("matmul_4bit")
         result = torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
-    elif with_grad and torch.is_grad_enabled():
+    elif torch.is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
         return MatMul4Bit.apply(A, B, out, bias, quant_state)
     else:
-        result = _forward(A, B, quant_state, bias)
+        result = _forward(A, B, quant_state, bias, watched)
     return result if out is None else out.copy_(result)
 
 
-def _forward(A, B, quant_state, bias) -> torch.Tensor:
-    quant_state.require_4bit("matmul_4bit")
-    if A.dtype == torch.float64:
-        return torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
-    absmax, absmax_8bit, absmax_code, absmax_offset = statistics = quant_state.gemm_statistics()
-    shape = quant_state.shape
-    arguments = (
-        A,
-        B,
-        shape,
-        absmax,
-        quant_state.blocksize,
-        quant_state.quant_type,
-        bias,
-        absmax_8bit,
-        absmax_code,
-        absmax_offset,
-    )
-    if type(A) is not torch.Tensor or A.is_meta or is_watched():
-        return ops.gemm_4bit(*arguments)
+def _forward(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    quant_state: QuantState,
+    bias: torch.Tensor | None,
+    watched: bool,
+) -> torch.Tensor:
+    """The product without autograd, by the shortest way that is open."""
+    if watched or type(A) is not torch.Tensor:
+        return _product(A, B, quant_state, bias)
     # Without this every attribute of a Params4bit takes a detour through Python.
     with torch._C.DisableTorchFunctionSubclass():
-        # Checking a weight takes longer than launching its kernel, so it is done once.
-        weight = (B.data_ptr(), B.numel(), B.dtype, *map(id, statistics), *arguments[4:6], shape)
-        if quant_state.checked_weight == weight and _fits(A, shape, B.device, bias):
-            return ops.gemm_4bit.trusted(*arguments)
-        result = ops.gemm_4bit.eager(*arguments)
-        quant_state.mark_checked(weight, statistics)
+        known = quant_state.checked
+        if known is not None and known.is_still(B, quant_state):
+            result = known.product(A, B, bias, *known.statistics)
+            if result is not None:
+                return result
+        result = _product(A, B, quant_state, bias)
+        if A.dtype != torch.float64:
+            quant_state.checked = CheckedWeight.of(B, quant_state)
         return result
 
 
-def _fits(
-    A: torch.Tensor, shape: torch.Size, device: torch.device, bias: torch.Tensor | None
-) -> bool:
-    """Whether A and bias are surely right for a weight that was checked before."""
-    if A.dtype not in FLOATS or A.dim() == 0 or A.shape[-1] != shape[1] or A.device != device:
-        return False
-    return bias is None or (
-        bias.dtype == A.dtype and bias.numel() == shape[0] and bias.device == device
-    )
+def _product(
+    A: torch.Tensor, B: torch.Tensor, quant_state: QuantState, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`_forward` with every check."""
+    quant_state.require_4bit("matmul_4bit")
+    if A.dtype == torch.float64:
+        return torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
+    absmax, *nested = quant_state.gemm_statistics()
+    fixed = (quant_state.blocksize, quant_state.quant_type)
+    return ops.gemm_4bit(A, B, quant_state.shape, absmax, *fixed, bias, *nested)
+
+
+class CheckedWeight:
+    """A weight that gemm_4bit took once: checking it takes longer than launching the kernel.
+
+    Attributes:
+        statistics: as `QuantState.gemm_statistics` returns them.
+        product: the op as a function of A, B, bias and the statistics; None is returned where A
+            and bias are not surely right.
+    """
+
+    __slots__ = ("_codes", "_fixed", "product", "statistics")
+
+    @classmethod
+    def of(cls, B: torch.Tensor, state: QuantState) -> CheckedWeight | None:
+        """What is to be known of B, whose product with something was computed; None: too rare."""
+        outer = state.state2
+        if outer is not None and outer.blocksize != NESTED_BLOCKSIZE:
+            return None
+        self = cls()
+        self.statistics = state.gemm_statistics()
+        self._codes = B.data_ptr(), B.numel()
+        self._fixed = state.shape, state.blocksize, state.quant_type
+        tensors = [tensor for tensor in (B, *self.statistics) if tensor is not None]
+        if not all(x.is_contiguous() and not x.is_meta for x in tensors):
+            return None
+        bound = ops.gemm_4bit.bind(B.device, *self._fixed)
+        self.product = bound or self._trusting(B.device)
+        return self
+
+    def _trusting(self, device: torch.device) -> Callable[..., torch.Tensor | None]:
+        """The op without its checks, after those of A and bias."""
+        shape, blocksize, quant_type = self._fixed
+
+        def product(A, B, bias, absmax, *nested):
+            if A.dtype not in FLOATS or A.device != device or A.shape[-1:] != shape[1:]:
+                return None
+            if bias is not None and (
+                bias.dtype != A.dtype or bias.numel() != shape[0] or bias.device != device
+            ):
+                return None
+            return ops.gemm_4bit.trusted(A, B, shape, absmax, blocksize, quant_type, bias, *nested)
+
+        return product
+
+    def is_still(self, B: torch.Tensor, state: QuantState) -> bool:
+        """Whether B is that weight, and the state's tensors are those very statistics."""
+        absmax, absmax_8bit, code, offset = self.statistics
+        outer = state.state2
+        if outer is None:
+            same = absmax is state.absmax
+        else:
+            same = (
+                absmax_8bit is state.absmax
+                and absmax is outer.absmax
+                and code is outer.code
+                and offset is state.offset
+            )
+        return (
+            same
+            and self._codes == (B.data_ptr(), B.numel())
+            and B.is_contiguous()
+            and self._fixed == (state.shape, state.blocksize, state.quant_type)
+        )
 
 
 def input_gradient(
@@ -130,11 +206,9 @@ def _weight(
 ) -> torch.Tensor:
     """The weight of shape (N, K) in ``dtype``; float64 by way of float32, which is exact."""
     narrow = torch.float32 if dtype == torch.float64 else dtype
-    fixed = (quant_state.blocksize, quant_state.quant_type, quant_state.shape, narrow)
     if checked:
         with torch._C.DisableTorchFunctionSubclass():
-            scales = quant_state.unnested_absmax(checked=True)
-            weight = ops.dequantize_4bit.trusted(B, scales, *fixed)
+            weight = quant_state.dequantize(B, narrow, checked=True)
     else:
-        weight = ops.dequantize_4bit(B, quant_state.unnested_absmax(), *fixed)
+        weight = quant_state.dequantize(B, narrow)
     return weight if narrow == dtype else weight.to(dtype)

@@ -3,8 +3,9 @@
 A 4-bit weight ``weight`` is stored with ``weight.absmax``, ``weight.quant_map``, with nested
 statistics also ``weight.nested_absmax`` and ``weight.nested_quant_map``, and the uint8 tensor
 ``weight.quant_state.bitsandbytes__nf4`` (or ``fp4``): JSON of quant_type, blocksize, dtype, shape,
-nested_blocksize, nested_dtype and nested_offset. What is read is untrusted: sizes are bounded and
-cross-checked, nothing is unpickled, and every fault is a CheckpointError.
+nested_blocksize, nested_dtype and nested_offset. An int8 weight is stored with ``SCB`` beside it,
+the float32 statistics of its rows, and ``weight_format``, which is 0. What is read is untrusted:
+sizes are bounded and cross-checked, nothing is unpickled, and every fault is a CheckpointError.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bitsanywhere.formats import BLOCKSIZES_4BIT, BLOCKSIZES_8BIT, codebook4
 
 STATE_PREFIX = "quant_state.bitsandbytes__"
 TENSOR_KEYS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+INT8_SCALES, INT8_FORMAT, INT8_ROWS = "SCB", "weight_format", 0
 MAX_JSON_BYTES = 1 << 16
 MAX_ELEMENTS = 1 << 48
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -235,3 +237,45 @@ def _tensor(fields: Mapping[str, Any], key: str, count: int, dtype: torch.dtype)
     if tensor.dtype != dtype and not (dtype == torch.float32 and tensor.dtype in DTYPES.values()):
         raise CheckpointError(f"{key} is {tensor.dtype}", f"It must be {dtype}.")
     return tensor.to(dtype).reshape(-1)
+
+
+def write_int8(scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is stored beside a row-wise int8 weight whose row statistics are ``scales``."""
+    return {INT8_SCALES: scales, INT8_FORMAT: torch.tensor(INT8_ROWS, dtype=torch.uint8)}
+
+
+def read_int8(
+    state_dict: Mapping[str, Any], prefix: str, shape: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks a row-wise int8 weight and returns it with its float32 statistics, shape (rows,).
+
+    Args:
+        prefix: the module's, such as ``"model.fc."``; its keys are weight, SCB and weight_format.
+        shape: what the weight's shape must be.
+
+    Raises:
+        CheckpointError: naming what was given and what is allowed.
+    """
+    weight = _require_tensor(f"{prefix}weight", state_dict[f"{prefix}weight"])
+    if weight.dtype != torch.int8 or tuple(weight.shape) != shape:
+        raise CheckpointError(
+            f"{prefix}weight is {weight.dtype} {tuple(weight.shape)}",
+            f"With {INT8_SCALES} it must be torch.int8 {shape}.",
+            "Build the layer with the checkpoint's sizes.",
+        )
+    check_int8_format(state_dict, prefix)
+    return weight, _tensor(state_dict, f"{prefix}{INT8_SCALES}", shape[0], torch.float32)
+
+
+def check_int8_format(state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Raises unless the int8 weight of the module ``prefix`` is stored as rows, or does not say."""
+    key = f"{prefix}{INT8_FORMAT}"
+    if key not in state_dict:
+        return
+    layout = _require_tensor(key, state_dict[key])
+    if layout.numel() != 1 or layout.is_floating_point() or int(layout) != INT8_ROWS:
+        raise CheckpointError(
+            f"{key} is {layout.dtype} {layout.reshape(-1)[:4].tolist()}",
+            f"Only {INT8_ROWS} is supported: the weight as rows.",
+            "Save the model again with a recent bitsandbytes or bitsanywhere.",
+        )

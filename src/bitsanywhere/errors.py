@@ -54,3 +54,15 @@ class PackError(BitsAnywhereError, ValueError):
 
 class AuditError(BitsAnywhereError, ValueError):
     """A file given to the audit is unreadable or malformed."""
+
+
+class MissingPackageError(BitsAnywhereError, ImportError):
+    """A package that only this feature needs is not installed, or too old."""
+
+
+class DiskSpaceError(BitsAnywhereError, OSError):
+    """The result does not fit on the disk; ``needed`` and ``available`` are bytes."""
+
+    def __init__(self, what: str, mend: str, needed: int, available: int) -> None:
+        super().__init__(what, f"It needs {needed:,} bytes; {available:,} are available.", mend)
+        self.needed, self.available = needed, available

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from bitsanywhere import checkpoint
+from bitsanywhere import checkpoint, ops
 from bitsanywhere.errors import InvalidArgumentError
-from bitsanywhere.ops import dequantize_blockwise
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
 
 _FIELDS = ("absmax", "shape", "code", "blocksize", "quant_type", "dtype", "offset", "state2")
@@ -61,8 +60,8 @@ class QuantState:
         self.offset = offset
         self.state2 = state2
         self.nested = state2 is not None
-        self.checked_weight: tuple[Any, ...] | None = None
-        self._checked_statistics: Any = None
+        # What `autograd.matmul_4bit` knows of a weight with this state.
+        self.checked: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("bitsandbytes__"):
@@ -135,41 +134,51 @@ class QuantState:
 
     def to(self, device) -> None:
         """Moves all tensors to ``device``, in place."""
+        self.checked = None
         self.code = self.code.to(device)
         self.absmax = self.absmax.to(device)
         if self.state2 is not None:
             self.offset = self.offset.to(device)
             self.state2.to(device)
 
-    def unnested_absmax(self, checked: bool = False) -> torch.Tensor:
-        """The float32 scale of each block, dequantized if it is nested.
-
-        Args:
-            checked: the statistics were checked before, and no tracer watches.
-        """
+    def unnested_absmax(self) -> torch.Tensor:
+        """The float32 scale of each block, dequantized if it is nested."""
         if self.state2 is None:
             return self.absmax
-        restore = dequantize_blockwise.trusted if checked else dequantize_blockwise
-        scales = restore(
-            self.absmax,
-            self.state2.absmax,
-            self.state2.code,
-            self.state2.blocksize,
-            torch.float32,
+        outer = self.state2
+        scales = ops.dequantize_blockwise(
+            self.absmax, outer.absmax, outer.code, outer.blocksize, torch.float32
         )
         return scales.add_(self.offset)
 
-    def gemm_statistics(self) -> tuple[torch.Tensor | None, ...]:
+    def gemm_statistics(self) -> tuple[Any, Any, Any, Any]:
         """(absmax, absmax_8bit, absmax_code, absmax_offset) as the gemm_4bit op takes them."""
-        if self.state2 is None:
+        outer = self.state2
+        if outer is None:
             return self.absmax, None, None, None
-        if self.state2.blocksize != NESTED_BLOCKSIZE:
+        if outer.blocksize != NESTED_BLOCKSIZE:
             return self.unnested_absmax(), None, None, None
-        return self.state2.absmax, self.absmax, self.state2.code, self.offset
+        return outer.absmax, self.absmax, outer.code, self.offset
 
-    def mark_checked(self, weight: tuple[Any, ...], statistics: Any) -> None:
-        """Remembers a weight that gemm_4bit accepted, and keeps the tensors it is known by."""
-        self.checked_weight, self._checked_statistics = weight, statistics
+    def dequantize(
+        self, codes: torch.Tensor, dtype: torch.dtype, checked: bool = False
+    ) -> torch.Tensor:
+        """What 4-bit codes stand for: a tensor of the state's shape.
+
+        Args:
+            codes: as `quantize_4bit` returned them.
+            dtype: float32, float16 or bfloat16.
+            checked: codes and statistics were checked before, and no tracer watches.
+        """
+        absmax, *nested = self.gemm_statistics()
+        fixed = (self.blocksize, self.quant_type, self.shape, dtype)
+        if nested[0] is None:
+            op = ops.dequantize_4bit
+            arguments = (codes, absmax, *fixed)
+        else:
+            op = ops.dequantize_4bit_nested
+            arguments = (codes, absmax, *nested, *fixed)
+        return op.trusted(*arguments) if checked else op(*arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
         return type(self)(*(copy.deepcopy(getattr(self, name), memo) for name in _FIELDS))

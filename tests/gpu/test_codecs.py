@@ -87,6 +87,22 @@ def test_4bit_equals_the_reference(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1,), (33, 65), (700, 1024)], ids=str)
+def test_nested_4bit_equals_unnesting_first(shape, dtype):
+    x = torch.randn(shape, device="cuda", dtype=dtype)
+    for blocksize, quant_type in ((32, "nf4"), (64, "fp4"), (4096, "nf4")):
+        codes, state = F.quantize_4bit(
+            x, blocksize=blocksize, quant_type=quant_type, compress_statistics=True
+        )
+        fixed = (blocksize, quant_type, x.shape, dtype)
+        unnested = ops.dequantize_4bit(codes, state.unnested_absmax(), *fixed)
+        assert same_bits(F.dequantize_4bit(codes, state), unnested)
+        statistics = [tensor.cpu() for tensor in state.gemm_statistics()]
+        reference = ops.dequantize_4bit_nested.reference(codes.cpu(), *statistics, *fixed)
+        assert same_bits(unnested, reference)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CODEC_SHAPES, ids=str)
 @pytest.mark.parametrize("table", ["dynamic", "unsigned", "linear", "fp8", "normal"])
 def test_8bit_equals_the_reference(table, shape, dtype):

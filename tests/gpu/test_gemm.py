@@ -56,7 +56,11 @@ def test_gemm_against_float64(case):
     out = run(case, x, codes, state, bias)
     assert out.dtype == case.dtype
     assert out.shape == (case.m, case.n)
-    assert error(out, expected64(x, codes, state, bias)) < case.tolerance
+    expected = expected64(x, codes, state, bias)
+    # The norm of a typical product of these operands: of one element, products may cancel.
+    weight = F.dequantize_4bit(codes, state)
+    scale = max(x.norm() * weight.norm() / case.k**0.5, expected.norm())
+    assert ((out.double() - expected).norm() / scale).item() < case.tolerance
 
 
 @pytest.mark.parametrize("m", [1, 8, 16, 64, 128, 512])

@@ -53,10 +53,70 @@ def compare(written: Any, given: Any, wanted: torch.Tensor, library: Any) -> str
     return "ok" if torch.equal(restored, wanted) else "dequantized values differ"
 
 
+def int8_layer(library: Any, weight: torch.Tensor) -> Any:
+    """A layer of one library that holds ``weight`` in int8."""
+    layer = library.nn.Linear8bitLt(K, N, bias=True, has_fp16_weights=False, threshold=6.0)
+    with torch.no_grad():
+        layer.weight.data, layer.bias.data = weight.clone(), torch.ones(N)
+    return layer.to("cpu").eval()
+
+
+def exchange_int8(writer: Any, reader: Any, weight: torch.Tensor, work: Path) -> str:
+    """ "ok" if the reader's layer holds and computes what the writer's did, or what differs."""
+    layer, other = int8_layer(writer, weight), int8_layer(reader, torch.zeros(N, K))
+    wanted, kinds = dict(layer.state_dict()), int8_layer(reader, weight).state_dict()
+    if {k: v.dtype for k, v in wanted.items()} != {k: v.dtype for k, v in kinds.items()}:
+        return f"keys or dtypes differ: {sorted(wanted)}, {sorted(kinds)}"
+    if not all(torch.equal(kinds[key], value) for key, value in wanted.items()):
+        return "the libraries quantize differently"
+    save_file(wanted, work / "layer.safetensors")
+    tensors = load_file(work / "layer.safetensors")
+    other.load_state_dict(tensors)
+    x = torch.randn(5, K, dtype=torch.float16)
+    x[2, 7] = 9.0
+    as_transformers = int8_layer(reader, torch.zeros(N, K))
+    as_transformers.weight = reader.nn.Int8Params(
+        tensors["weight"], requires_grad=False, has_fp16_weights=False, SCB=tensors["SCB"]
+    ).to("cpu")
+    given = layer(x).float()
+    for loaded in (other, as_transformers):
+        for key, value in loaded.state_dict().items():
+            if not torch.equal(value, wanted[key]):
+                return f"{key} differs"
+        if (loaded(x).float() - given).norm() > 2e-3 * given.norm():
+            return "products differ"
+    return "ok"
+
+
+def train_int8(library: Any, weight: torch.Tensor, floats: bool) -> list[torch.Tensor]:
+    """Output and gradients of input, bias and float weight of one step in training mode."""
+    layer = library.nn.Linear8bitLt(K, N, has_fp16_weights=floats, threshold=6.0)
+    with torch.no_grad():
+        layer.weight.data, layer.bias.data = weight.clone(), torch.ones(N)
+    layer = layer.to("cpu").train()
+    x = torch.linspace(-3, 8, 5 * K).view(5, K).requires_grad_()
+    out = layer(x)
+    out.square().sum().backward()
+    found = [out.detach(), x.grad, layer.bias.grad]
+    return [*found, layer.weight.grad] if floats else found
+
+
 def main(work: Path) -> None:
     """Every setting, in both directions."""
     results = {}
     libraries = {"bitsandbytes": bitsandbytes, "bitsanywhere": bitsanywhere}
+    weight = torch.randn(N, K).half().float()
+    for floats in (False, True):
+        pairs = zip(*(train_int8(library, weight, floats) for library in libraries.values()))
+        worst = max(float((one - two).norm() / two.norm()) for one, two in pairs)
+        results[f"training {'float' if floats else 'int8'}"] = "ok" if worst < 1e-5 else str(worst)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        torch.manual_seed(1)
+        weight = torch.randn(N, K).to(dtype)
+        for writer, reader in itertools.permutations(libraries):
+            results[f"{reader} int8 {str(dtype)[6:]}"] = exchange_int8(
+                libraries[writer], libraries[reader], weight, work
+            )
     torch.manual_seed(0)
     weight = torch.randn(N, K, dtype=torch.bfloat16)
     for quant_type, nested, storage in itertools.product(("nf4", "fp4"), (False, True), STORAGES):

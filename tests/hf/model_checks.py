@@ -104,7 +104,7 @@ def check_state_dict_keys(here: Any) -> None:
 def check_save_and_reload(here: Any) -> None:
     """What is saved loads with the same bits, and computes the same."""
     here.model.save_pretrained(here.saved_folder)
-    _same(here.model, type(here.model).from_pretrained(here.saved_folder))
+    same(here.model, type(here.model).from_pretrained(here.saved_folder))
 
 
 def check_quant_storage_bfloat16(here: Any) -> None:
@@ -119,13 +119,13 @@ def check_quant_storage_bfloat16(here: Any) -> None:
         assert torch.equal(model(**inputs).logits, here.model(**inputs).logits)
     folder = here.work / "saved_bf16"
     model.save_pretrained(folder)
-    _same(model, type(model).from_pretrained(folder, dtype=torch.bfloat16))
+    same(model, type(model).from_pretrained(folder, dtype=torch.bfloat16))
 
 
 def check_deepcopy(here: Any) -> None:
     """A copy computes the same and shares no memory, statistics included."""
     other = copy.deepcopy(here.model)
-    _same(here.model, other)
+    same(here.model, other)
     for name, layer in tiny.linears(here.model).items():
         twin = other.get_submodule(name)
         assert twin.weight.data_ptr() != layer.weight.data_ptr()
@@ -172,7 +172,7 @@ def check_compile_fullgraph(here: Any) -> None:
     assert tiny.relative_error(gradients[1], gradients[0]) < 0.01
 
 
-def _same(first: Any, second: Any) -> None:
+def same(first: Any, second: Any) -> None:
     """Two models have the same state_dict, bit by bit, and the same logits."""
     one, two = first.state_dict(), second.state_dict()
     assert one.keys() == two.keys()

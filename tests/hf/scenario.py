@@ -54,11 +54,12 @@ class Place:
 
 def run(place: Place) -> dict[str, str]:
     """The outcome of every check, in the order in which they are written."""
+    import int8_checks
     import model_checks
     import training_checks
 
     results = {}
-    for module in (model_checks, training_checks):
+    for module in (model_checks, training_checks, int8_checks):
         for name, function in list(vars(module).items()):
             if not name.startswith("check_"):
                 continue

@@ -35,3 +35,15 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("reader", ["bitsandbytes", "bitsanywhere"])
 def test_reads_what_the_other_wrote(results, reader, quant_type, statistics, storage):
     assert results[f"{reader} {quant_type} {statistics} {storage}"] == "ok"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("reader", ["bitsandbytes", "bitsanywhere"])
+def test_reads_int8_that_the_other_wrote(results, reader, dtype):
+    assert results[f"{reader} int8 {dtype}"] == "ok"
+
+
+@pytest.mark.parametrize("weights", ["int8", "float"])
+def test_int8_training_steps_are_theirs(results, weights):
+    """Outputs and gradients of a Linear8bitLt in training mode, to 1e-5."""
+    assert results[f"training {weights}"] == "ok"

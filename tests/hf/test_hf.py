@@ -1,6 +1,7 @@
-"""transformers, peft, trl and accelerate on our 4-bit layers and on bitsandbytes' with our kernels.
+"""transformers, peft, trl and accelerate on our layers and on bitsandbytes' with our kernels.
 
-The checks themselves are functions of model_checks.py and training_checks.py.
+The checks themselves are functions of model_checks.py, training_checks.py and
+int8_checks.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ CHECKS = (
     "check_merge_before_and_after_eval",
     "check_unmerge",
     "check_adapter_save_and_load",
+    "check_int8_kernels_run",
+    "check_int8_load",
+    "check_int8_generate",
+    "check_int8_state_dict_keys",
+    "check_int8_save_and_reload",
+    "check_int8_deepcopy",
+    "check_int8_dequantize",
+    "check_int8_lora_training",
+    "check_int8_merge_before_and_after_eval",
+    "check_int8_unmerge",
+    "check_int8_compile_fullgraph",
 )
 
 

@@ -54,18 +54,28 @@ def load_4bit(folder: Path, **options: object) -> LlamaForCausalLM:
     )
 
 
+def load_8bit(folder: Path, **options: object) -> LlamaForCausalLM:
+    """The model of ``folder`` quantized to int8, on the CPU."""
+    return LlamaForCausalLM.from_pretrained(
+        folder,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True, **options),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+    )
+
+
 def batch() -> dict[str, torch.Tensor]:
     """One training example."""
     ids = tokenizer()(TEXT, return_tensors="pt")["input_ids"]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-def linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The 4-bit layers by name; peft's wrappers around them have the same class name."""
+def linears(model: torch.nn.Module, kind: str = "Linear4bit") -> dict[str, torch.nn.Module]:
+    """The quantized layers by name; peft's wrappers around them have the same class name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and type(module).__name__ == "Linear4bit"
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ == kind
     }
 
 

@@ -46,7 +46,7 @@ def check_trainer(here: Any) -> None:
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=data)
     trainer.train()
-    _fell([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    fell([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
 def check_sft_trainer(here: Any) -> None:
@@ -66,7 +66,7 @@ def check_sft_trainer(here: Any) -> None:
         peft_config=LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
     )
     trainer.train()
-    _fell([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    fell([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
 def check_merge_before_and_after_eval(here: Any) -> None:
@@ -119,9 +119,7 @@ def check_adapter_save_and_load(here: Any) -> None:
 
 def _adapted(here: Any, trained: bool = False, **options: Any) -> Any:
     """A fresh 4-bit model with an adapter; ``trained`` gives it weights that do something."""
-    torch.manual_seed(2)
-    config = LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM", **options)
-    model = get_peft_model(tiny.load_4bit(here.float_folder), config)
+    model = adapter_of(tiny.load_4bit(here.float_folder), **options)
     if trained:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -132,6 +130,21 @@ def _adapted(here: Any, trained: bool = False, **options: Any) -> Any:
 def _train(here: Any, **options: Any) -> None:
     model = _adapted(here, **options).train()
     codes = {name: layer.weight.data.clone() for name, layer in tiny.linears(model).items()}
+    fell(steps(model))
+    assert len(codes) == 14
+    for name, layer in tiny.linears(model).items():
+        assert torch.equal(layer.weight.data, codes[name])
+
+
+def adapter_of(model: Any, **options: Any) -> Any:
+    """The model with a fresh adapter."""
+    torch.manual_seed(2)
+    config = LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM", **options)
+    return get_peft_model(model, config)
+
+
+def steps(model: Any) -> list[float]:
+    """The losses of four steps on one example."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(4):
@@ -140,13 +153,11 @@ def _train(here: Any, **options: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
-    _fell(losses)
-    assert len(codes) == 14
-    for name, layer in tiny.linears(model).items():
-        assert torch.equal(layer.weight.data, codes[name])
+    return losses
 
 
-def _fell(losses: list[float]) -> None:
+def fell(losses: list[float]) -> None:
+    """Four losses, the last clearly below the first."""
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.05, losses
 

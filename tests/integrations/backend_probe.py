@@ -69,7 +69,34 @@ def compare_ops() -> dict[str, str]:
         put("dequantize_blockwise", theirs.dequantize_blockwise(*args), wanted)
         theirs.dequantize_blockwise.out(*args, out)
         put("dequantize_blockwise.out", out, wanted)
+        compare_int8(theirs, ours, put, dtype)
     return results
+
+
+def compare_int8(theirs: Any, ours: Any, put: Any, dtype: torch.dtype) -> None:
+    """The ops of LLM.int8(); outlier columns are part of the results."""
+    x, bias = torch.randn(5, K, dtype=dtype), torch.randn(N, dtype=dtype)
+    x[1, 7], x[4, 30] = 9, -20
+    codes, stats, _ = ours["int8_vectorwise_quant"](torch.randn(N, K), 0.0)
+    for name in ("int8_vectorwise_quant", "int8_double_quant"):
+        put(name, getattr(theirs, name)(x, 6.0), ours[name](x, 6.0))
+    put(
+        "int8_vectorwise_dequant",
+        theirs.int8_vectorwise_dequant(codes, stats),
+        ours["int8_vectorwise_dequant"](codes, stats),
+    )
+    found, scales, columns = ours["int8_vectorwise_quant"](x, 6.0)
+    product = ours["int8_linear_matmul"](found, codes)
+    put("int8_linear_matmul", theirs.int8_linear_matmul(found, codes), product)
+    out = torch.full((5, N), -7, dtype=torch.int32)
+    theirs.int8_linear_matmul.out(found, codes, out)
+    put("int8_linear_matmul.out", out, product)
+    for name, args in {
+        "int8_mm_dequant": (product, scales, stats, dtype, bias),
+        "int8_scaled_mm": (found, codes, scales, stats, bias, dtype),
+        "int8_mixed_scaled_mm": (x, found, codes, scales, stats, columns, bias),
+    }.items():
+        put(name, getattr(theirs, name)(*args), ours[name](*args), exact=False)
 
 
 def served_by_ours(backend: Any) -> bool:

@@ -80,7 +80,7 @@ def test_what_fails_is_what_the_audit_says(
         assert expected in told
         assert f"bitsandbytes 0.50.2 is not expected to run on {name}" in told
         assert f"(compute capability {arch // 10}.{arch % 10})" in told
-        assert "bitsanywhere serves its 4-bit and blockwise ops" in told
+        assert "bitsanywhere serves its quantization, matrix product" in told
 
 
 def test_several_gpus_are_told_of_once(install: Install) -> None:

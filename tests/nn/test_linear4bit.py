@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from bitsanywhere import functional as F
 from bitsanywhere import matmul_4bit
 from bitsanywhere.errors import BitsAnywhereError, CheckpointError, InvalidArgumentError
-from bitsanywhere.nn import Linear4bit, LinearFP4, LinearNF4, Params4bit
+from bitsanywhere.nn import Embedding4bit, Linear4bit, LinearFP4, LinearNF4, Params4bit
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -185,6 +185,21 @@ def test_params_move_and_quantize():
         module = LinearNF4(64, 8)
     assert module.weight.is_meta
     assert module.to("meta").weight.is_meta
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_model_moves_to_meta_and_is_loaded_again(quantized):
+    made = [LinearNF4(64, 8), Embedding4bit(8, 64)]
+    model = torch.nn.Sequential(*(module.to("cpu") if quantized else module for module in made))
+    stored = {key: value.clone() for key, value in model.state_dict().items()}
+    assert model.to("meta") is model
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert [type(module.weight) for module in model] == [Params4bit, Params4bit]
+    assert model.to("meta")[0].weight.bnb_quantized is quantized
+    if quantized:
+        model.load_state_dict(stored, assign=True)
+        again = model.to("cpu").state_dict()
+        assert all(torch.equal(again[key], value) for key, value in stored.items())
 
 
 def test_params_accept_their_own_dict_and_unknown_extras():

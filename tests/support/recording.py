@@ -36,12 +36,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.when == "call" and report.outcome in ("passed", "failed"):
         kind = _kind(item)
         if kind is not None:
+            # Goes with the report from a worker of xdist to the process that counts.
+            report.user_properties.append(("support", kind))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, kind in report.user_properties:
+        if name == "support":
             _counts[(*kind, report.outcome)] += 1
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--record-support")
-    if path is None:
+    if path is None or hasattr(session.config, "workerinput"):
         return
     if not _counts:
         print("\nno test that says something of an architecture ran: nothing is recorded")

@@ -14,6 +14,8 @@ COMMANDS = {
     "audit": "say on which GPUs the binaries of an installed package can run",
     "matrix": "show which library runs on which GPU architecture",
     "pack": "build, install and list kernels compiled ahead of time",
+    "quantize": "make a 4-bit or 8-bit checkpoint, some rows of one tensor at a time",
+    "validate": "measure what 4 bits cost a model, in quality, speed and memory",
 }
 
 

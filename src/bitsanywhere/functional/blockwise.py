@@ -10,6 +10,7 @@ from bitsanywhere import ops
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.formats import cached_tensor, codebook4, create_dynamic_map
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
+from bitsanywhere.ops.registry import is_watched
 from bitsanywhere.quant_state import QuantState
 
 name2qmap: dict[str, torch.Tensor] = {}
@@ -45,12 +46,13 @@ def quantize_4bit(
     """
     blocksize = DEFAULT_BLOCKSIZE_4BIT if blocksize is None else blocksize
     packed, scales = ops.quantize_4bit(A, blocksize, quant_type, quant_storage)
-    packed, scales = _into(packed, out, "out"), _into(scales, absmax, "absmax")
+    packed, scales = into(packed, out, "out"), into(scales, absmax, "absmax")
     offset = state2 = None
     if compress_statistics:
-        offset = scales.mean() if scales.numel() else scales.new_zeros(())
-        scales, state2 = quantize_blockwise(scales - offset, blocksize=NESTED_BLOCKSIZE)
-        state2.shape = None
+        code = _default_map(A.device)
+        scales, outer, offset = ops.nest_absmax(scales, code)
+        # Each state has a map of its own: whoever writes to one changes no other.
+        state2 = QuantState(outer, None, code.clone(), NESTED_BLOCKSIZE, dtype=torch.float32)
     state = QuantState(
         absmax=scales,
         shape=A.shape,
@@ -91,13 +93,11 @@ def dequantize_4bit(
                 "dequantize_4bit: quant_state is None", "Then absmax and out must be given."
             )
         blocksize = DEFAULT_BLOCKSIZE_4BIT if blocksize is None else blocksize
-        shape, dtype = out.shape, out.dtype
+        result = ops.dequantize_4bit(A, absmax, blocksize, quant_type, out.shape, out.dtype)
     else:
         quant_state.require_4bit("dequantize_4bit")
-        blocksize, quant_type = quant_state.blocksize, quant_state.quant_type
-        shape, dtype, absmax = quant_state.shape, quant_state.dtype, quant_state.unnested_absmax()
-    result = ops.dequantize_4bit(A, absmax, blocksize, quant_type, shape, dtype)
-    result = _into(result, out, "out")
+        result = quant_state.dequantize(A, quant_state.dtype)
+    result = into(result, out, "out")
     transposed = A.dim() == 2 and A.shape[0] == 1 and A.shape[1] > 1 and result.dim() == 2
     return result.t() if transposed else result
 
@@ -160,17 +160,25 @@ def quantize_blockwise(
 
     Args:
         A: float32, float16 or bfloat16, any shape.
-        code: ascending codebook, float32 of shape (256,); None means the signed dynamic map.
+        code: ascending codebook, float32 of shape (256,); None means the signed dynamic map. One on
+            a GPU is not checked, since that would wait for the GPU.
         absmax, out: tensors to receive the statistics and the codes.
         blocksize: elements a block, a power of two from 32 to 4096.
         nested: quantize the statistics too.
 
     Returns:
         uint8 codes of A's shape, and their state.
+
+    Raises:
+        DtypeError, InvalidArgumentError: naming what was given and what is allowed.
     """
-    code = _default_map(A.device) if code is None else code.to(A.device, torch.float32)
+    if code is None:
+        code = _default_map(A.device).clone()
+    else:
+        _require_ascending(code)
+        code = code.to(A.device, torch.float32)
     codes, scales = ops.quantize_blockwise(A, code, blocksize)
-    codes, scales = _into(codes, out, "out"), _into(scales, absmax, "absmax")
+    codes, scales = into(codes, out, "out"), into(scales, absmax, "absmax")
     offset = state2 = None
     if nested:
         offset = scales.mean() if scales.numel() else scales.new_zeros(())
@@ -212,7 +220,7 @@ def dequantize_blockwise(
     else:
         dtype, code, blocksize = quant_state.dtype, quant_state.code, quant_state.blocksize
         absmax = quant_state.unnested_absmax()
-    return _into(ops.dequantize_blockwise(A, absmax, code, blocksize, dtype), out, "out")
+    return into(ops.dequantize_blockwise(A, absmax, code, blocksize, dtype), out, "out")
 
 
 def gemv_4bit(
@@ -240,7 +248,7 @@ def gemv_4bit(
         )
     state.require_4bit("gemv_4bit")
     result = ops.gemv_4bit(A, B, state.shape, state.unnested_absmax(), state.code, state.blocksize)
-    return _into(result, out, "out")
+    return into(result, out, "out")
 
 
 def get_4bit_type(typename, device=None, blocksize=64):
@@ -253,6 +261,22 @@ def _codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     if torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling():
         return get_4bit_type(quant_type, device)
     return cached_tensor(codebook4(quant_type), device).clone()
+
+
+def _require_ascending(code: torch.Tensor) -> None:
+    """Raises if a codebook on the CPU does not ascend: its codes would not be the nearest ones."""
+    if code.device.type != "cpu" or is_watched():
+        return
+    flat = code.detach().flatten()
+    falls = (flat[1:] < flat[:-1]).nonzero()
+    if len(falls):
+        place = int(falls[0])
+        raise InvalidArgumentError(
+            f"quantize_blockwise: code[{place}] is {flat[place]:g}, "
+            f"code[{place + 1}] is {flat[place + 1]:g}",
+            "A codebook must ascend.",
+            "Sort it: code.sort().values.",
+        )
 
 
 def _default_map(device: torch.device) -> torch.Tensor:
@@ -268,7 +292,7 @@ def _default_map(device: torch.device) -> torch.Tensor:
     return found
 
 
-def _into(result: torch.Tensor, out: torch.Tensor | None, name: str) -> torch.Tensor:
+def into(result: torch.Tensor, out: torch.Tensor | None, name: str) -> torch.Tensor:
     """``result``, or ``out`` holding it."""
     if out is None:
         return result

@@ -45,6 +45,16 @@ TAKEN_OVER = (
     "quantize_blockwise",
     "dequantize_blockwise",
     "dequantize_blockwise.out",
+    "int8_vectorwise_quant",
+    "int8_vectorwise_dequant",
+    "int8_linear_matmul",
+    "int8_linear_matmul.out",
+    "int8_mm_dequant",
+    "int8_scaled_mm",
+    "int8_mixed_scaled_mm",
+    "int8_double_quant",
+    "optimizer_update_32bit",
+    "optimizer_update_8bit_blockwise",
 )
 _kept: list[torch.library.Library] = []
 

@@ -25,7 +25,6 @@ VERSION = f"0.50.2+{OURS}"
 # where a module of theirs has another name here; all others have the same
 RENAMED = {
     f"{NAME}.autograd._functions": f"{OURS}.autograd",
-    f"{NAME}.utils": f"{OURS}.checkpoint",
 }
 # a package of theirs that is a single module here
 EMPTY_PACKAGES = {f"{NAME}.autograd"}
@@ -110,7 +109,7 @@ class TopLoader(PackageLoader):
         module.__dict__["__all__"] = [name for name in ours.__all__ if not name.startswith("__")]
         module.__dict__["__getattr__"] = read
         module.__dict__["__dir__"] = lambda: [*module.__dict__, *dir(ours)]
-        for name in RENAMED:
+        for name in (*RENAMED, f"{NAME}.utils"):
             importlib.import_module(name)
 
 

@@ -22,8 +22,8 @@ OVERRIDE = "BNB_CUDA_VERSION"
 # lists, as in an editable installation: nothing is known for certain.
 UNCERTAIN = ("ptx-too-new", "compression-driver", "no-gpu-code")
 SERVED = (
-    "bitsanywhere serves its 4-bit and blockwise ops in its place; what else it has "
-    "(LLM.int8(), 8-bit optimizers) still needs its own library."
+    "bitsanywhere serves its quantization, matrix product and optimizer ops in its place; what "
+    "else it has (memory of paged optimizers) still needs its own library."
 )
 
 

@@ -9,7 +9,11 @@ from torch.nn.functional import embedding
 
 from bitsanywhere import ops
 from bitsanywhere.functional import QuantState
-from bitsanywhere.nn.params4bit import Params4bit, fix_4bit_weight_quant_state_from_module
+from bitsanywhere.nn.params4bit import (
+    Params4bit,
+    fix_4bit_weight_quant_state_from_module,
+    move_weight_to_meta,
+)
 from bitsanywhere.nn.state_dict import load_quantized_weight, save_quant_state
 from bitsanywhere.ops.checks import as_bytes
 
@@ -76,6 +80,10 @@ class Embedding4bit(torch.nn.Embedding):
         codes = torch.where(position % 2 == 0, pairs >> 4, pairs & 15)
         scales = state.unnested_absmax()[position // state.blocksize]
         return (state.code[codes.int()] * scales).to(state.dtype)
+
+    def _apply(self, fn, recurse=True):
+        move_weight_to_meta(self, fn)
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 
 from bitsanywhere.autograd import matmul_4bit
-from bitsanywhere.nn.params4bit import Params4bit, fix_4bit_weight_quant_state_from_module
+from bitsanywhere.nn.params4bit import (
+    Params4bit,
+    fix_4bit_weight_quant_state_from_module,
+    move_weight_to_meta,
+)
 from bitsanywhere.nn.state_dict import load_quantized_weight, save_quant_state
 
 
@@ -59,14 +63,18 @@ class Linear4bit(torch.nn.Linear):
 
     def forward(self, x: torch.Tensor):
         """(..., K) -> (..., N), in the dtype of ``x``."""
-        weight = self.weight
+        try:
+            # Module.__getattr__, which self.weight goes through, takes ten times as long.
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:
+            # Computed or set by something that took the parameters away (parametrization, FSDP).
+            weight, bias = self.weight, self.bias
         if getattr(weight, "quant_state", None) is None:
             fix_4bit_weight_quant_state_from_module(self)
             weight = self.weight
         if not self.compute_type_is_set:
             self.set_compute_type(x)
             self.compute_type_is_set = True
-        bias = self.bias
         compute_dtype = self.compute_dtype
         if compute_dtype is None or x.dtype == compute_dtype:
             if bias is not None and bias.dtype != x.dtype:
@@ -75,6 +83,10 @@ class Linear4bit(torch.nn.Linear):
         bias = None if bias is None else bias.to(compute_dtype)
         result = matmul_4bit(x.to(compute_dtype), weight, weight.quant_state, None, bias)
         return result.to(x.dtype)
+
+    def _apply(self, fn, recurse=True):
+        move_weight_to_meta(self, fn)
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

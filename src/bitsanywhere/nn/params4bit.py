@@ -113,11 +113,11 @@ class Params4bit(torch.nn.Parameter):
 
     def cuda(self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False):
         """As ``to`` of a CUDA device."""
-        return self.to(_indexed("cuda", device), non_blocking=non_blocking)
+        return self.to(indexed("cuda", device), non_blocking=non_blocking)
 
     def xpu(self, device: Union[int, torch.device, str, None] = None, non_blocking: bool = False):
         """As ``to`` of an XPU device."""
-        return self.to(_indexed("xpu", device), non_blocking=non_blocking)
+        return self.to(indexed("xpu", device), non_blocking=non_blocking)
 
     def half(self, *args):
         """As ``to(torch.float16)``: casts a float weight, leaves codes as they are."""
@@ -197,7 +197,7 @@ class Params4bit(torch.nn.Parameter):
         return result
 
 
-def _indexed(kind: str, device: Union[int, torch.device, str, None]) -> torch.device:
+def indexed(kind: str, device: Union[int, torch.device, str, None]) -> torch.device:
     if device is None:
         return torch.device(kind)
     return torch.device(kind, device) if isinstance(device, int) else torch.device(device)
@@ -236,6 +236,17 @@ def fix_4bit_weight_quant_state_from_module(module: Any) -> None:
         )
         module.weight = weight
     weight.quant_state = state
+
+
+def move_weight_to_meta(module: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Applies ``fn`` to the weight of ``module`` if it moves tensors to "meta".
+
+    `torch.nn.Module._apply` cannot: it would build a Parameter of what ``detach`` returns, and that
+    is a plain tensor. Its state stays where it is, as in `Params4bit.to`.
+    """
+    weight = module._parameters.get("weight")
+    if isinstance(weight, Params4bit) and not weight.is_meta and fn(torch.empty(0)).is_meta:
+        module._parameters["weight"] = fn(weight)
 
 
 def _statistic(name: str, read: Callable[[Any], Any], nested: bool = False) -> property:

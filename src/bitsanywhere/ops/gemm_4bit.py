@@ -59,32 +59,42 @@ def check(
             "absmax_8bit, absmax_code and absmax_offset go together.",
         )
     else:
-        checks.check_dtype("gemm_4bit", "absmax_8bit", absmax_8bit, torch.uint8)
-        checks.check_dtype("gemm_4bit", "absmax_code", absmax_code, torch.float32)
-        checks.check_dtype("gemm_4bit", "absmax_offset", absmax_offset, torch.float32)
-        checks.check_numel("gemm_4bit", "absmax_8bit", absmax_8bit, count, "one a block")
-        checks.check_numel("gemm_4bit", "absmax_code", absmax_code, 256, "one a code")
-        checks.check_numel("gemm_4bit", "absmax_offset", absmax_offset, 1, "a scalar")
-        checks.check_numel(
-            "gemm_4bit",
-            "absmax",
-            absmax,
-            checks.blocks(count, NESTED_BLOCKSIZE),
-            f"one for {NESTED_BLOCKSIZE} blocks",
-        )
-        checks.check_same_device(
-            "gemm_4bit",
-            A,
-            absmax_8bit=absmax_8bit,
-            absmax_code=absmax_code,
-            absmax_offset=absmax_offset,
-        )
+        check_nested("gemm_4bit", A, count, absmax, absmax_8bit, absmax_code, absmax_offset)
     checks.check_dtype("gemm_4bit", "absmax", absmax, torch.float32)
     checks.check_same_device("gemm_4bit", A, B=B, absmax=absmax, bias=bias)
     if bias is not None:
         checks.check_numel("gemm_4bit", "bias", bias, shapeB[0], "one an output")
         if bias.dtype != A.dtype:
             raise DtypeError(f"gemm_4bit: bias is {bias.dtype}", f"It must be A's {A.dtype}.")
+
+
+def check_nested(
+    op: str,
+    A: torch.Tensor,
+    blocks: int,
+    absmax: torch.Tensor,
+    absmax_8bit: torch.Tensor,
+    absmax_code: torch.Tensor,
+    absmax_offset: torch.Tensor,
+) -> None:
+    """Raises unless these are the nested statistics of so many blocks, on A's device."""
+    checks.check_dtype(op, "absmax_8bit", absmax_8bit, torch.uint8)
+    checks.check_dtype(op, "absmax", absmax, torch.float32)
+    checks.check_dtype(op, "absmax_code", absmax_code, torch.float32)
+    checks.check_dtype(op, "absmax_offset", absmax_offset, torch.float32)
+    outer = checks.blocks(blocks, NESTED_BLOCKSIZE)
+    checks.check_numel(op, "absmax_8bit", absmax_8bit, blocks, "one a block")
+    checks.check_numel(op, "absmax", absmax, outer, f"one for {NESTED_BLOCKSIZE} blocks")
+    checks.check_numel(op, "absmax_code", absmax_code, 256, "one a code")
+    checks.check_numel(op, "absmax_offset", absmax_offset, 1, "a scalar")
+    checks.check_same_device(
+        op,
+        A,
+        absmax=absmax,
+        absmax_8bit=absmax_8bit,
+        absmax_code=absmax_code,
+        absmax_offset=absmax_offset,
+    )
 
 
 def check_shapes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -37,10 +37,38 @@ class Kernel:
         run: takes the op's positional arguments, already checked; kernels of ops that have an
             ``.out`` overload also take the keyword ``out``.
         why_not: takes the same arguments; a reason if this call is not served, else None.
+        bind: see `Op.bind`; only kernels that serve every checked call have it.
     """
 
     run: Callable[..., Any]
     why_not: Callable[..., str | None]
+    bind: Callable[..., Callable[..., Any]] | None = None
+
+
+class LazyKernels(Mapping[str, Kernel]):
+    """A backend's kernels by op name, each imported when it is first asked for.
+
+    Args:
+        package: of the backend.
+        places: op name -> (module of the package, name of the kernel in it).
+    """
+
+    def __init__(self, package: str, places: Mapping[str, tuple[str, str]]) -> None:
+        self._package, self._places = package, places
+        self._found: dict[str, Kernel] = {}
+
+    def __getitem__(self, name: str) -> Kernel:
+        if name not in self._found:
+            module, attribute = self._places[name]
+            found = importlib.import_module(f"{self._package}.{module}")
+            self._found[name] = getattr(found, attribute)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 @dataclass(frozen=True)
@@ -62,10 +90,11 @@ class Op:
     fake: Callable[..., Any]
     reference: Callable[..., Any]
     overload: Any = None
+    place: int = 0
     _logged: set[str] = field(default_factory=set)
 
     def __call__(self, *args: Any) -> Any:
-        first = args[0]
+        first = self.subject(args) if self.place else args[0]
         if type(first) not in _PLAIN or is_watched():
             return self.overload(*args)
         if first.is_meta:
@@ -86,8 +115,18 @@ class Op:
         try:
             return run(*args)
         except BackendUnavailable as error:
-            self._log(args[0].device.type, str(error))
+            self._log(self.subject(args).device.type, str(error))
             return self.without_grad(*args)
+
+    def bind(self, device: torch.device, *constants: Any) -> Callable[..., Any] | None:
+        """A kernel's shorter way for calls that share what is no tensor, if it has one.
+
+        gemm_4bit alone has: of (shape, blocksize, quant_type) it makes a function of A, B, bias,
+        absmax, absmax_8bit, absmax_code, absmax_offset. All but A and bias must have been
+        checked and be contiguous; it returns None if A or bias do not fit them.
+        """
+        kernel = load_backend(device.type)[0].get(self.name)
+        return None if kernel is None or kernel.bind is None else kernel.bind(device, *constants)
 
     def without_grad(self, *args: Any) -> Any:
         """The reference, which must not leave an autograd graph where kernels leave none."""
@@ -106,9 +145,18 @@ class Op:
         else:
             out.copy_(run(*inputs))
 
+    def subject(self, args: tuple[Any, ...]) -> torch.Tensor:
+        """The tensor whose device decides: argument `place`, or the first one of that list."""
+        first = args[self.place]
+        if not isinstance(first, (list, tuple)):
+            return first
+        if not first:
+            self.check(*args)
+        return first[0]
+
     def select(self, *args: Any) -> Callable[..., Any]:
         """The implementation for these arguments: a backend's kernel or the reference."""
-        device = args[0].device.type
+        device = (self.subject(args) if self.place else args[0]).device.type
         kernels, problem = load_backend(device)
         kernel = kernels.get(self.name)
         reason = problem if kernel is None else kernel.why_not(*args)
@@ -125,7 +173,7 @@ class Op:
 
     def explain(self, *args: Any) -> Choice:
         """What `select` would choose for these arguments, in words; runs nothing."""
-        device = args[0].device.type
+        device = self.subject(args).device.type
         kernels, problem = load_backend(device)
         kernel = kernels.get(self.name)
         if kernel is None:
@@ -144,6 +192,7 @@ def register(
     fake: Callable[..., Any],
     reference: Callable[..., Any],
     out_schema: str | None = None,
+    place: int = 0,
 ) -> Op:
     """Declares an op under ``torch.ops.bitsanywhere`` and returns it.
 
@@ -153,8 +202,9 @@ def register(
         fake: result metadata for tracing and the meta device.
         reference: the op in plain torch, right on any device.
         out_schema: arguments of the ``.out`` overload, which writes into the last one.
+        place: which argument's device decides who serves a call; a tensor or a list of them.
     """
-    op = Op(name, check, fake, reference)
+    op = Op(name, check, fake, reference, place=place)
     tags = (torch.Tag.pt2_compliant_tag,)
 
     def checked_fake(*args: Any) -> Any:
@@ -182,7 +232,8 @@ def is_watched() -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or is_transformed()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 
@@ -200,7 +251,7 @@ def treat_as_plain(tensor_class: type) -> None:
 
 
 @cache
-def load_backend(device_type: str) -> tuple[dict[str, Kernel], str | None]:
+def load_backend(device_type: str) -> tuple[Mapping[str, Kernel], str | None]:
     """Kernels of a device's backend by op name, and why there are none if so."""
     module = _BACKENDS.get(device_type)
     if module is None:

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from bitsanywhere.backends.cpu import common, compiler, matmul
+from bitsanywhere.backends.cpu import common, compiler, int8_product, matmul
 from bitsanywhere.backends.cpu.machine import Machine, host, levels_of
 
 
@@ -26,6 +26,6 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Runs a test with the kernels of each feature level that this processor can run."""
     machine = Machine.of(request.param)
     monkeypatch.setattr(compiler, "_LOADED", {})
-    for module in (common, compiler, matmul):
+    for module in (common, compiler, int8_product, matmul):
         monkeypatch.setattr(module, "host", lambda: machine)
     return request.param

@@ -37,8 +37,9 @@ void codes4(const float* in, u8* out, long n) {
   Entry4 table[BUCKETS];
   for (u32 i = 0; i < BUCKETS; i++) table[i] = entry4(i);
   for (long i = 0; i < n; i++) {
-    Key4 key = key4(in[i]);
-    out[i] = key.bucket < BUCKETS ? code4(key, table[key.bucket]) : 255;
+    float s = clamp4(in[i]);
+    u32 bucket = bucket4(s) - FIRST_BUCKET;
+    out[i] = bucket < BUCKETS ? code4(s, table[bucket]) : 255;
   }
 }
 void grid_points(const float* in, int* out, long n) {

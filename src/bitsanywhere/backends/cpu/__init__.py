@@ -13,10 +13,23 @@ from bitsanywhere.ops.registry import Kernel
 _OPS = (
     "quantize_4bit",
     "dequantize_4bit",
+    "dequantize_4bit_nested",
+    "nest_absmax",
     "gemm_4bit",
     "gemv_4bit",
     "quantize_blockwise",
     "dequantize_blockwise",
+    "int8_vectorwise_quant",
+    "int8_vectorwise_dequant",
+    "int8_linear_matmul",
+    "int8_mm_dequant",
+    "int8_scaled_mm",
+    "int8_mixed_scaled_mm",
+    "int8_linear",
+    "optimizer_update_32bit",
+    "optimizer_update_32bit_multi",
+    "optimizer_update_8bit_blockwise",
+    "optimizer_update_8bit_blockwise_multi",
 )
 _NUMBA = (0, 62)
 

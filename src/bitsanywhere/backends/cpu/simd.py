@@ -156,11 +156,16 @@ def _scratch(b: ir.IRBuilder, _: ir.Value) -> ir.Value:
     return b.ptrtoint(kept, I64)
 
 
-def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+def prefetch_code(b: ir.IRBuilder, address: ir.Value, locality: int = 3) -> None:
+    """LLVM code that asks for a cache line; any address will do.
+
+    Args:
+        locality: 3 for every cache, 2 for all but the first level.
+    """
     signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
-    # For reading, into every cache, of data.
-    b.call(function, [at(b, address, I8), I32(0), I32(3), I32(1)])
+    # For reading, of data.
+    b.call(function, [at(b, address, I8), I32(0), I32(locality), I32(1)])
 
 
 SCRATCH_BYTES = 512
@@ -174,7 +179,7 @@ store = word(2, types.void, lambda b, p, v: b.store(v, at(b, p, v.type), align=1
 address_of = word(1, types.int64, lambda b, pointer: b.ptrtoint(pointer, I64))
 take = word(2, types.int64, lambda b, p, n: b.atomic_rmw("add", at(b, p, I64), n, "monotonic"))
 scratch = word(1, types.int64, _scratch)
-prefetch = word(1, types.void, _prefetch)
+prefetch = word(1, types.void, prefetch_code)
 """(address): asks for its cache line; any address will do."""
 
 # float32

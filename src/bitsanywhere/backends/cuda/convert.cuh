@@ -13,6 +13,7 @@ typedef long long i64;
 #ifdef __CUDACC__
 #define INLINE __device__ __forceinline__
 #else
+#include <cmath>
 #include <cstring>
 #define INLINE static inline
 #endif

@@ -1,53 +1,35 @@
-"""dequantize_4bit on CUDA: configuration and launch of dequantize_4bit.cuh."""
+"""dequantize_4bit on CUDA: launch of dequantize_4bit.cuh."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_stream, get_kernel
-from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, codebook, grid_size
+from bitsanywhere.backends.cuda.parameters import DTYPES, aligned, codebook
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
-
-@dataclass(frozen=True)
-class Config:
-    """How a call is launched.
-
-    Attributes:
-        threads: of a block.
-        tile: elements that a warp takes at once.
-        most_blocks: beyond it, blocks take several tiles, since a grid has its limit.
-    """
-
-    threads: int
-    tile: int
-    most_blocks: int
+# Of a block, and elements that it takes: one tile a warp.
+_THREADS, _BLOCK_ELEMENTS = 256, 4096
 
 
-def choose() -> Config:
-    """The configuration, the same for all chips."""
-    return Config(threads=256, tile=512, most_blocks=1 << 30)
-
-
-def source(dtype: torch.dtype) -> KernelSource:
-    """The kernel for a result dtype."""
-    return KernelSource("dequantize_4bit.cuh", "dequantize_4bit", (("DTYPE", DTYPES[dtype]),))
+def source(dtype: torch.dtype, nested: bool) -> KernelSource:
+    """The kernel for a result dtype, and plain or nested scales."""
+    defines = (("DTYPE", DTYPES[dtype]), ("NESTED", int(nested)))
+    return KernelSource("dequantize_4bit.cuh", "dequantize_4bit", defines)
 
 
 def sources(target: Target) -> list[KernelSource]:
-    """Every kernel that `run` may ask for."""
-    return [source(dtype) for dtype in DTYPES]
+    """Every kernel that `decode` may ask for."""
+    return [source(dtype, nested) for dtype in DTYPES for nested in (False, True)]
 
 
 @cache
-def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
-    target = Target.of(torch.device("cuda", index))
-    return get_kernel(source(dtype), target, index), choose()
+def _kernel(index: int, dtype: torch.dtype, nested: bool) -> LoadedKernel:
+    return get_kernel(source(dtype, nested), Target.of(torch.device("cuda", index)), index)
 
 
 def run(
@@ -71,21 +53,27 @@ def decode(
     shape: Sequence[int],
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
+    nested: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """As `run`, for any codebook: 16 floats on A's device."""
+    """As `run`, for any codebook and nested scales.
+
+    Args:
+        code: 16 floats on A's device.
+        nested: (absmax_8bit, absmax_code, absmax_offset) as gemm_4bit takes them, or None.
+    """
     A, absmax = A.contiguous(), absmax.contiguous()
     result = torch.empty(tuple(shape), dtype=dtype, device=A.device) if out is None else out
     count = result.numel()
     if count:
+        statistics = [tensor.contiguous() for tensor in nested or ()]
         index = A.get_device()
-        kernel, config = _plan(index, dtype)
         packed, target = A.data_ptr(), result.data_ptr()
-        work = -(-count // (config.tile * config.threads // 32))
-        kernel.launch(
-            (grid_size(work, config.most_blocks),), config.threads, 0, current_stream(index),
+        _kernel(index, dtype, nested is not None).launch(
+            (-(-count // _BLOCK_ELEMENTS),), _THREADS, 0, current_stream(index),
             (
                 packed, absmax.data_ptr(), code.data_ptr(), target, count,
                 blocksize.bit_length() - 1, aligned(packed, target),
+                *(tensor.data_ptr() for tensor in statistics),
             ),
         )  # fmt: skip
     return result

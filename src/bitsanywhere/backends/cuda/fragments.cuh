@@ -34,12 +34,11 @@ INLINE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 // Fills the table from the 16 values, by the first `threads` threads: the code in a byte's high half
 // is the earlier element.
-template <u32 (*PACK)(float, float)>
 INLINE void fill_table(u32* table, const float* __restrict__ values, u32 threads) {
 #pragma unroll 4
   for (u32 i = threadIdx.x; i < TABLE_WORDS / 4; i += threads) {
     u32 byte = i / (TABLE_COPIES / 4);
-    u32 pair = PACK(__ldg(values + (byte >> 4)), __ldg(values + (byte & 15)));
+    u32 pair = pack_pair(__ldg(values + (byte >> 4)), __ldg(values + (byte & 15)));
     reinterpret_cast<uint4*>(table)[i] = make_uint4(pair, pair, pair, pair);
   }
 }

@@ -1,7 +1,7 @@
 // gemm_4bit: out = A @ dequantize(B)^T + bias on tensor cores (math: ops/gemm_4bit.py).
 //
 // Work is shared out as stream_k.cuh says. PRODUCERS warps copy packed weights, scales
-// and activations to shared memory, up to STAGES steps ahead. Each of the other warps multiplies
+// and activations to shared memory, some steps ahead. Each of the other warps multiplies
 // ROW_TILES * 16 weight rows and one in WARPS_K parts of every step; these warps wait for data,
 // never for each other, until a tile ends.
 //
@@ -27,25 +27,62 @@
 #define WEIGHT_STRIDE (STEP_K / 2 + CHUNK / 2)
 #define ACTIVATION_STRIDE (STEP_K * 2 + (CHUNK == 64 ? 16 : 64))
 #define SCALES (TILE_N * CHUNKS)
-#define STAGE_BYTES (TILE_N * WEIGHT_STRIDE + ACTIVATION_BYTES + SCALES * 4)
+#define WEIGHTS_AT 0
+#define SCALES_AT (TILE_N * WEIGHT_STRIDE)
+#define ACTIVATIONS_AT (SCALES_AT + SCALES * 4)
+#define MOST_STAGES 8
 // The threads that hold a tile's sums in the end, those of the first part of WARPS_K.
 #define HOLDERS (32 * WARPS_N)
-#define ACTIVATION_BYTES (BATCH_ROWS * ACTIVATION_STRIDE)
 
-INLINE unsigned activation_offset(unsigned row, unsigned part) { return row * ACTIVATION_STRIDE + part * 16; }
-
-INLINE unsigned first_row(unsigned warp, unsigned r) { return (warp * ROW_TILES + r) * 16; }
+INLINE unsigned weight_place(unsigned row) { return row; }
 
 #include "loader.cuh"
 
+INLINE void load_activations(const Arguments& args, u32 thread, const Step& step, Stage stage) {
+  // A thread copies the same 16 bytes of several rows.
+  const u32 parts = STEP_K / 8, part = thread % parts;
+  i64 first = (i64)step.tile_m * TILE_M, k = (i64)step.k_step * STEP_K + part * 8, stride = args.k * (COPIERS / parts);
+  u32 rows = (u32)min(args.m - first, (i64)TILE_M);
+  const Element* source = args.activations + (first + thread / parts) * args.k + k;
+  char* target = stage.activations() + thread / parts * ACTIVATION_STRIDE + part * 16;
+#pragma unroll 4
+  for (u32 row = thread / parts; row < rows; row += COPIERS / parts) {
+    copy<16>(target, source, k < args.k);
+    source += stride;
+    target += COPIERS / parts * ACTIVATION_STRIDE;
+  }
+}
+
+// Called by the holders of the sums.
+INLINE void store_tile(const Arguments& args, const Accumulators& acc, Step step) {
+  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int r = 0; r < ROW_TILES; r++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      i64 row = (i64)step.tile_n * TILE_N + (warp * ROW_TILES + r) * 16 + half * 8 + lane / 4;
+      if (row >= args.n) continue;
+      float bias = args.bias ? to_float(args.bias[row]) : 0.0f;
+#pragma unroll
+      for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          i64 column = (i64)step.tile_m * TILE_M + m * 8 + lane % 4 * 2 + i;
+          if (column < args.m) args.out[column * args.n + row] = from_float(acc[r][m][half * 2 + i] + bias);
+        }
+      }
+    }
+  }
+}
+
 // acc += the products of one step; acc[r][m][.] holds 16 weight rows by 8 batch rows.
-INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table) {
+INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table, u32 batch_rows) {
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS_N, part = threadIdx.x / HOLDERS;
   u32 group = lane / 4, quarter = lane % 4;
   u32 lane4 = lane % TABLE_COPIES * 4;
   const u8* weights = stage.weights() + (warp * ROW_TILES * 16 + group) * WEIGHT_STRIDE + quarter * (CHUNK / 8) +
                       part * WARP_CHUNKS * (CHUNK / 2);
-  const char* activations = stage.activations() + min(group, BATCH_ROWS - 1u) * ACTIVATION_STRIDE + quarter * (CHUNK / 2) +
+  const char* activations = stage.activations() + min(group, batch_rows - 1) * ACTIVATION_STRIDE + quarter * (CHUNK / 2) +
                             part * WARP_CHUNKS * CHUNK * 2;
   const float* scales = stage.scales() + (warp * ROW_TILES * 16 + group) * CHUNKS + part * WARP_CHUNKS;
 #pragma unroll(CHUNK_UNROLL)
@@ -119,21 +156,22 @@ INLINE void join_parts(Accumulators& acc, float* sums) {
 #endif
 }
 
-INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, char* stages, const u32* table) {
+INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages, const u32* table,
+                    u32 batch_rows) {
   Step step(work.begin, work);
   Accumulators acc = {};
   bool begins = step.k_step == 0;
   u32 slot = 0, phase = 0;
   for (u32 index = work.begin; index < work.end; index++) {
     pipeline.full[slot].wait(phase);
-    multiply_step(acc, Stage{stages + slot * STAGE_BYTES}, table);
+    multiply_step(acc, stages.at(slot), table, batch_rows);
     __syncwarp();
     if (threadIdx.x % 32 == 0) pipeline.empty[slot].arrive();
-    if (++slot == STAGES) slot = 0, phase++;
+    if (++slot == stages.count) slot = 0, phase++;
 
     bool ends = step.k_step + 1 == work.k_steps;
     if (ends || index + 1 == work.end) {
-      join_parts(acc, reinterpret_cast<float*>(stages + STAGES * STAGE_BYTES));
+      join_parts(acc, reinterpret_cast<float*>(stages.at(stages.count).base));
       bool done = begins && ends || combine(args, acc, work, step.tile, begins);
       if (done && threadIdx.x < HOLDERS) store_tile(args, acc, step);
 #if WARPS_K > 1
@@ -148,27 +186,28 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_A_SM) gemm_4bit(Arguments args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4bit(Arguments args) {
   __shared__ __align__(16) u32 table[TABLE_WORDS];
   __shared__ Pipeline pipeline;
-  __shared__ float scale_codes[NESTED ? 256 : 1];
-  extern __shared__ uint4 stages[];
+  extern __shared__ uint4 dynamic[];
+  u32 batch_rows = args.m == 1 ? 1 : TILE_M, bytes = ACTIVATIONS_AT + batch_rows * ACTIVATION_STRIDE;
+  Stages stages{reinterpret_cast<char*>(dynamic), args.stages, bytes};
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
+    for (int i = 0; i < MOST_STAGES; i++) {
       pipeline.full[i].init(2 * COPIERS);
       pipeline.empty[i].init(CONSUMERS / 32);
     }
   }
-#if NESTED
-  for (u32 i = threadIdx.x; i < 256; i += THREADS) scale_codes[i] = args.absmax_code[i];
-#endif
   publish_barriers();
   Work work(args);
-  if (threadIdx.x >= CONSUMERS) {
-    produce(args, work, pipeline, reinterpret_cast<char*>(stages), scale_codes);
+  // The same in all lanes, which the compiler must know to keep addresses of shared memory in uniform registers.
+  if (__shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0) >= CONSUMERS / 32) {
+    produce(args, work, pipeline, stages, [&](u32 thread, const Step& step, Stage stage, Barrier&) {
+      load_activations(args, thread, step, stage);
+    });
   } else {
-    fill_table<pack_pair>(table, args.codebook, CONSUMERS);
+    fill_table(table, args.codebook, CONSUMERS);
     sync_threads(1, CONSUMERS);
-    consume(args, work, pipeline, reinterpret_cast<char*>(stages), table);
+    consume(args, work, pipeline, stages, table, batch_rows);
   }
 }

@@ -2,8 +2,8 @@
 #pragma once
 #include "convert.cuh"
 
-// absmax_8bit, absmax_code and absmax_offset are there with NESTED only; bias may be null. partial
-// and arrivals: see workspace.py.
+// absmax_8bit, absmax_code and absmax_offset are null but for nested scales; bias may be null.
+// partial and arrivals: see workspace.py. stages: of the pipeline, if there is one.
 struct Arguments {
   const Element* activations;
   const u8* weights;
@@ -17,5 +17,5 @@ struct Arguments {
   float* partial;
   u32* arrivals;
   i64 m, n, k;
-  i64 block_shift;
+  u32 block_shift, stages;
 };

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from bitsanywhere.backends.cuda.jit import KernelSource
 from bitsanywhere.backends.cuda.parameters import DTYPES
 from bitsanywhere.targets import Target
-
-# The driver keeps this much shared memory of each resident block to itself (sm_80 on).
-_RESERVED = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,6 @@ class TensorConfig:
         step_k: elements along K that a pipeline stage holds.
         stages: of the pipeline.
         table_copies: of the decoding table in shared memory.
-        blocks_a_sm: blocks that a multiprocessor shall hold.
         grid: blocks in all.
     """
 
@@ -43,7 +40,6 @@ class TensorConfig:
     step_k: int
     stages: int
     table_copies: int
-    blocks_a_sm: int
     grid: int
 
     @property
@@ -80,27 +76,18 @@ class TensorConfig:
         """Floats of workspace that shared tiles take."""
         return 2 * self.grid * self.tile_m * self.tile_n
 
-    def fits(self, target: Target) -> bool:
-        """Whether the chip holds `blocks_a_sm` of these blocks."""
-        share = (target.shared_memory + _RESERVED) // self.blocks_a_sm - _RESERVED
-        return self.shared_memory <= min(target.shared_memory, share)
-
-    def source(self, dtype: torch.dtype, nested: bool) -> KernelSource:
-        """The kernel for activations of a dtype, for nested or plain scales."""
+    def source(self, dtype: torch.dtype) -> KernelSource:
+        """The kernel for activations of a dtype."""
         defines = (
             ("DTYPE", DTYPES[dtype]),
-            ("NESTED", int(nested)),
             ("CHUNK", self.chunk),
             ("M_TILES", self.m_tiles),
             ("ROW_TILES", self.row_tiles),
             ("WARPS_N", self.warps),
             ("WARPS_K", self.warps_k),
             ("PRODUCERS", self.producers),
-            ("BATCH_ROWS", self.batch_rows),
             ("STEP_K", self.step_k),
-            ("STAGES", self.stages),
             ("TABLE_COPIES", self.table_copies),
-            ("BLOCKS_A_SM", self.blocks_a_sm),
         )
         return KernelSource("gemm_4bit.cuh", "gemm_4bit", defines)
 
@@ -111,8 +98,7 @@ class WgmmaConfig:
 
     Attributes:
         m_tiles: 8-row tiles of the batch that a block multiplies at once.
-        row_tiles: 64-row tiles of the weight that a warpgroup owns.
-        warpgroups: that multiply; one more copies.
+        warpgroups: that multiply, 64 weight rows each; one more copies.
         chunk: elements of a weight row that share a scale in the kernel, 32 or 64.
         step_k: elements along K that a pipeline stage holds.
         stages: of the pipeline.
@@ -120,7 +106,6 @@ class WgmmaConfig:
     """
 
     m_tiles: int
-    row_tiles: int
     warpgroups: int
     chunk: int
     step_k: int
@@ -135,7 +120,7 @@ class WgmmaConfig:
     @property
     def tile_n(self) -> int:
         """Weight rows of a block."""
-        return 64 * self.row_tiles * self.warpgroups
+        return 64 * self.warpgroups
 
     @property
     def threads(self) -> int:
@@ -148,29 +133,26 @@ class WgmmaConfig:
         activations = self.tile_m * self.step_k * 2
         weights = self.tile_n * (self.step_k // 2 + 16)
         scales = self.tile_n * (self.step_k // self.chunk) * 4
-        return self.stages * (-(-(activations + weights + scales) // 1024) * 1024) + 1024
+        return self.stages * (-(-(activations + weights + scales) // 1024) * 1024) + 1024 + 65536
 
     @property
     def shared_memory(self) -> int:
         """All shared memory of a block, nested scales' codes included."""
-        return self.stages_bytes + 32 * 1024 + 1024 + 512
+        return self.stages_bytes + 1024 + 512
 
     @property
     def partial_floats(self) -> int:
         """Floats of workspace that shared tiles take."""
         return 2 * self.grid * self.tile_m * self.tile_n
 
-    def source(self, dtype: torch.dtype, nested: bool) -> KernelSource:
-        """The kernel for activations of a dtype, for nested or plain scales."""
+    def source(self, dtype: torch.dtype) -> KernelSource:
+        """The kernel for activations of a dtype."""
         defines = (
             ("DTYPE", DTYPES[dtype]),
-            ("NESTED", int(nested)),
             ("CHUNK", self.chunk),
             ("M_TILES", self.m_tiles),
-            ("ROW_TILES", self.row_tiles),
             ("WARPGROUPS", self.warpgroups),
             ("STEP_K", self.step_k),
-            ("STAGES", self.stages),
         )
         return KernelSource("gemm_4bit_wgmma.cuh", "gemm_4bit_wgmma", defines, specific=True)
 
@@ -196,11 +178,10 @@ class GeneralConfig:
         """Threads of a block."""
         return 256
 
-    def source(self, dtype: torch.dtype, nested: bool) -> KernelSource:
-        """The kernel for activations of a dtype, for nested or plain scales."""
+    def source(self, dtype: torch.dtype) -> KernelSource:
+        """The kernel for activations of a dtype."""
         defines = (
             ("DTYPE", DTYPES[dtype]),
-            ("NESTED", int(nested)),
             ("GROUPED", int(self.grouped)),
             ("ROWS", self.rows),
             ("M_ROWS", self.m_rows),
@@ -238,8 +219,9 @@ def choose(
     chunk = 64 if blocksize >= 64 and k % 64 == 0 else 32
     if tensor_cores and aligned and k % 32 == 0 and k > 0:
         small = n * k < 1 << 25
-        if target.arch == "sm_90" and 32 < m <= (64 if small else 256):
-            return _wgmma_config(m, n, k, chunk, target)
+        if target.arch == "sm_90" and m > 16:
+            possible = n % 2 == 0 and m <= 2048
+            return _wgmma_config(m, n, k, chunk, target) if possible else DequantizeConfig()
         if m <= 64 or (m <= 128 and not small and target.major >= 8):
             return _tensor_config(m, n, k, chunk, target)
     if m <= 16:
@@ -251,7 +233,7 @@ def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
     """Configurations that stand for all that `choose` may return, as far as kernels go."""
     shapes = [
         (m, n, k)
-        for m in (1, 8, 16, 32, 64, 128)
+        for m in (1, 8, 16, 32, 64, 128, 256)
         for n in (4096, 32768, 32 * target.sm_count, 64 * target.sm_count, 128 * target.sm_count)
         for k in (4096, 4128, 8192, 8224, 1000, 999)
     ]
@@ -267,47 +249,44 @@ def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
 
 
 def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
-    if m > 64:
-        shape = {"m_tiles": 16, "row_tiles": 2, "warpgroups": 2, "step_k": 128, "stages": 3}
-    elif n * k < 1 << 25 and chunk == 64:
-        shape = {"m_tiles": 8, "row_tiles": 1, "warpgroups": 2, "step_k": 256, "stages": 2}
-    elif n * k >= 1 << 27 or chunk == 32:
-        shape = {"m_tiles": 8, "row_tiles": 2, "warpgroups": 3, "step_k": 128, "stages": 3}
+    if m <= 64:
+        warpgroups = 2 if n * k < 1 << 25 and chunk == 64 else 4
+        shape = {"m_tiles": 4 if m <= 32 else 8, "warpgroups": warpgroups, "step_k": 256}
+    elif m <= 128:
+        shape = {"m_tiles": 16, "warpgroups": 3, "step_k": 128}
     else:
-        shape = {"m_tiles": 8, "row_tiles": 1, "warpgroups": 4, "step_k": 256, "stages": 2}
-    config = WgmmaConfig(**shape, chunk=chunk, grid=1)
+        shape = {"m_tiles": 32, "warpgroups": 2, "step_k": 64}
+    config = _fitted(WgmmaConfig(**shape, chunk=chunk, stages=8, grid=1), target)
+    if config is None:
+        raise AssertionError(f"No configuration fits {target}.")
     return replace(config, grid=_grid(config, m, n, k, target.sm_count))
 
 
 def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> TensorConfig:
     """The first wish that fits the chip's shared memory, with as many stages as do."""
-    m_tiles = 1 if m <= 8 else 2 if m <= 16 else 4 if m <= 32 else 8
+    m_tiles = 1 if m <= 8 else 2 if m <= 16 and chunk == 64 else 4 if m <= 32 or chunk == 32 else 8
     base = TensorConfig(
         m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
-        batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=2, table_copies=32,
-        blocks_a_sm=1, grid=1,
+        batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=8, table_copies=32, grid=1,
     )  # fmt: skip
+    wide = {"step_k": 512}
+    if m_tiles == 1:
+        wide |= {"warps_k": 2, "producers": 8 if target.major == 9 else 4}
     # Chunks of 32 are rare, and not worth kernels of their own for each shape.
-    large = n * k >= 1 << 27 and chunk == 64
-    for wish in _whole_tile_wishes(m) if chunk == 64 else ():
-        config = _fitted(base, wish, target)
-        if config is not None:
-            tiles = -(-n // config.tile_n)
-            blocks = target.sm_count * config.blocks_a_sm
-            # A tile for each block, and nothing to sum up between them.
-            if 0.8 * blocks <= tiles <= blocks:
-                return replace(config, grid=tiles)
-    if m == 1 or (m <= 8 and not large):
-        wishes = [{"warps": 4, "step_k": 512, "blocks_a_sm": 2}]
-    elif m <= 8:
-        producers = 8 if target.major == 9 else 4
-        wishes = [{"warps_k": 2, "step_k": 512, "producers": producers}]
-    elif m <= 16:
-        wishes = [{"step_k": 512}]
-    elif m <= 32:
-        wishes = [{"row_tiles": 2}] if large else [{}]
+    if m <= 16 and chunk == 64:
+        for wish in ({"warps": 2, "warps_k": 4, "step_k": 512}, wide):
+            config = _fitted(replace(base, **wish), target)
+            if config is not None:
+                tiles = -(-n // config.tile_n)
+                # A tile for each block, and nothing to sum up between them.
+                if 0.8 * target.sm_count <= tiles <= target.sm_count:
+                    return replace(config, grid=tiles)
+    if m_tiles <= 2:
+        wishes: list[dict[str, int]] = [wide]
+    elif m_tiles == 4 and n * k >= 1 << 27 and chunk == 64:
+        wishes = [{"row_tiles": 2}]
     else:
-        wishes = [{"step_k": 128}]
+        wishes = [{}] if m_tiles == 4 else [{"step_k": 128}]
     small = {"producers": 1, "step_k": 128}
     wishes += [
         {},
@@ -319,35 +298,32 @@ def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> Tensor
         {**small, "warps": 2, "step_k": 64, "table_copies": 16, "m_tiles": 4, "batch_rows": 32},
     ]
     for wish in wishes:
-        config = _fitted(base, wish, target)
+        config = _fitted(replace(base, **wish), target)
         if config is not None:
-            return replace(
-                config, grid=_grid(config, m, n, k, target.sm_count * config.blocks_a_sm)
-            )
+            return replace(config, grid=_grid(config, m, n, k, target.sm_count))
     raise AssertionError(f"No configuration fits {target}.")
 
 
-def _whole_tile_wishes(m: int) -> list[dict[str, int]]:
-    """Configurations for layers so small that each block can take one tile."""
-    narrow = {"warps": 2, "warps_k": 4}
-    if m <= 8:
-        return [{**narrow, "step_k": 1024 if m == 1 else 512}, {"step_k": 512}]
-    return [{**narrow, "step_k": 512}, {"step_k": 512}] if m <= 16 else []
+Staged = TypeVar("Staged", TensorConfig, WgmmaConfig)
 
 
-def _fitted(base: TensorConfig, wish: dict[str, int], target: Target) -> TensorConfig | None:
+def _fitted(config: Staged, target: Target) -> Staged | None:
+    """The configuration with as many stages as the chip has memory for, if for two."""
     for stages in range(8, 1, -1):
-        config = replace(base, stages=stages, **wish)
-        if config.fits(target):
-            return config
+        fitted = replace(config, stages=stages)
+        if fitted.shared_memory <= target.shared_memory:
+            return fitted
     return None
 
 
 def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int) -> int:
-    """At most `blocks`; so many that whole blocks share a tile, where that wastes few of them."""
+    """At most `blocks`; so many that whole blocks share a tile, or a block has whole tiles, where
+    that wastes few of them."""
     tiles = -(-n // config.tile_n) * -(-m // config.tile_m)
     steps = -(-k // config.step_k)
-    sharers = blocks // tiles
+    sharers, rounds = blocks // tiles, -(-tiles // blocks)
     if sharers and steps % sharers == 0 and tiles * sharers >= 0.85 * blocks:
         return tiles * sharers
+    if tiles % rounds == 0 and tiles // rounds >= 0.95 * blocks:
+        return tiles // rounds
     return min(tiles * steps, blocks)

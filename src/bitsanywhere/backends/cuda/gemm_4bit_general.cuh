@@ -10,11 +10,8 @@
 
 INLINE float scale_at(const Arguments& args, i64 element, float offset) {
   i64 block = element >> args.block_shift;
-#if NESTED
+  if (!args.absmax_8bit) return args.absmax[block];
   return add_rn(mul_rn(args.absmax_code[args.absmax_8bit[block]], args.absmax[block / 256]), offset);
-#else
-  return args.absmax[block];
-#endif
 }
 
 // The 8 weights of a row from k on, zero beyond the row's end.
@@ -63,11 +60,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) gemm_4bit_general(Ar
   u32 lane = threadIdx.x % 32;
   i64 first_row = ((i64)blockIdx.x * WARPS + threadIdx.x / 32) * ROWS, first_m = (i64)blockIdx.y * M_ROWS;
   if (first_row >= args.n) return;
-#if NESTED
-  float offset = *args.absmax_offset;
-#else
-  float offset = 0.0f;
-#endif
+  float offset = args.absmax_8bit ? *args.absmax_offset : 0.0f;
   float acc[ROWS][M_ROWS] = {};
   for (i64 k = lane * 8; k < args.k; k += 256) {
     float weights[ROWS][8];

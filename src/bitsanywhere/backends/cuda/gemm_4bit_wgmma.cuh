@@ -1,15 +1,18 @@
 // gemm_4bit for larger batches on Hopper (sm_90a): wgmma with the weights from registers.
 //
-// Work is shared out as stream_k.cuh says. One warpgroup copies (loader.cuh), the others multiply,
-// each ROW_TILES times 64 weight rows; the tensor cores read the activations from shared memory
-// themselves. While they multiply one 64-row, 64-element piece of the weight, the warps decode the
-// next: a byte's two codes by one look-up of their values as a pair of float16, which hold the
-// codebook closer than bfloat16; times the float32 scale; rounded to the activations' dtype.
-#define CHUNK_K 64
+// Work is shared out as stream_k.cuh says. One warpgroup copies (loader.cuh; activations by TMA, which
+// the tensor cores may then read from shared memory with no fence in between), the others multiply, each 64
+// weight rows. While the tensor cores multiply one 64-row, 32-element piece of the weight, the warps decode
+// the next: a byte's two codes by one look-up of their values as a pair in the activations' dtype; times
+// the float32 scale, rounded once.
+#define PIECE_K 32
+#define PRODUCTS (PIECE_K / 16)
+#define ROW_TILES 1
 #define WARPS_N (4 * WARPGROUPS)
 #define PRODUCERS 4
 #define TILE_M (8 * M_TILES)
-#define TILE_N (64 * ROW_TILES * WARPGROUPS)
+#define TILE_N (64 * WARPGROUPS)
+#define TABLE_BYTES 65536
 #define CONSUMERS (32 * WARPS_N)
 #define HOLDERS CONSUMERS
 #define THREADS (CONSUMERS + 32 * PRODUCERS)
@@ -19,76 +22,131 @@
 #define PRODUCER_REGISTERS (START_REGISTERS < 56 ? 40 : 56)
 #define CONSUMER_REGISTERS_FREE ((START_REGISTERS * THREADS - PRODUCER_REGISTERS * 128) / CONSUMERS / 8 * 8)
 #define CONSUMER_REGISTERS (CONSUMER_REGISTERS_FREE > 240 ? 240 : CONSUMER_REGISTERS_FREE)
-#define COPY_LAG (STAGES - 2)
-#define TABLE_COPIES 32
 // Odd in units of 16 bytes, so that the rows of a warp's look-ups lie in different banks.
 #define WEIGHT_STRIDE (STEP_K / 2 + 16)
-#define ACTIVATION_BYTES (TILE_M * STEP_K * 2)
 #define SCALES (TILE_N * CHUNKS)
-#define STAGE_BYTES ((ACTIVATION_BYTES + TILE_N * WEIGHT_STRIDE + SCALES * 4 + 1023) / 1024 * 1024)
+#define ACTIVATIONS_AT 0
+#define WEIGHTS_AT (TILE_M * STEP_K * 2)
+#define SCALES_AT (WEIGHTS_AT + TILE_N * WEIGHT_STRIDE)
+#define STAGE_BYTES ((SCALES_AT + SCALES * 4 + 1023) / 1024 * 1024)
+#define MOST_STAGES 8
 
-// Rows of 64 elements, 128 bytes, whose pieces of 16 bytes are swizzled as wgmma expects.
-__device__ __forceinline__ unsigned activation_offset(unsigned row, unsigned part) {
-  return part / 8 * (TILE_M * 128) + row * 128 + (part % 8 ^ row % 8) * 16;
+// A warp's 16 rows are stored so that row g of a fragment is 2 g of the tile, and g + 8 is 2 g + 1: then
+// a thread's two results of a column are neighbours.
+__device__ __forceinline__ unsigned weight_place(unsigned row) {
+  return row / 16 * 16 + row % 2 * 8 + row % 16 / 2;
 }
 
-__device__ __forceinline__ unsigned first_row(unsigned warp, unsigned r) {
-  return (warp / 4 * ROW_TILES + r) * 64 + warp % 4 * 16;
-}
-
-#include "fragments.cuh"
 #include "loader.cuh"
+#include "tensor_map.cuh"
 #include "wgmma.cuh"
 
-// The fragment register of a pair of codes: values times scale. lane4: 4 * lane.
-INLINE u32 scaled_pair(const u32* table, u32 byte, u32 lane4, float scale) {
-  u32 pair = *reinterpret_cast<const u32*>(reinterpret_cast<const char*>(table) + (byte * 128 + lane4));
-  return pack_pair(half_to_float(pair & 0xFFFFu) * scale, half_to_float(pair >> 16) * scale);
+// A scale as the sum of two numbers of the activations' dtype, each twice in its word.
+struct Scale {
+  u32 high, low;
+  INLINE void set(float scale) {
+    high = pack_pair(scale, scale);
+    float rest = scale - to_float((Element)high);
+    low = pack_pair(rest, rest);
+  }
+};
+
+// Both values times the scale, rounded as if computed from the exact scale (but for 2^-17).
+INLINE u32 scaled(u32 pair, Scale scale) {
+  u32 low, out;
+#if DTYPE == 2
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(low) : "r"(pair), "r"(scale.low));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(scale.high), "r"(low));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(low) : "r"(pair), "r"(scale.low));
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(scale.high), "r"(low));
+#endif
+  return out;
 }
 
-// Fragments of 16 rows by 64 elements, where element order is the natural one: for product j, lane
-// 4 g + t needs byte t of words 2 j and 2 j + 1 of the rows g and g + 8.
-INLINE void decode_fragments(u32 (&a)[4][4], const u8* rows, const float* scales, const u32* table, u32 lane) {
-  u32 select = 0x4440u | lane % 4, lane4 = lane * 4;
+// The codes of a lane's two rows in a piece.
+struct Codes {
+  uint4 words[2][PRODUCTS / 2];
+  INLINE void load(const u8* rows) {
+#pragma unroll
+    for (int i = 0; i < PRODUCTS; i++)
+      words[i % 2][i / 2] = *reinterpret_cast<const uint4*>(rows + i % 2 * 8 * WEIGHT_STRIDE + i / 2 * 16);
+  }
+};
+
+// Fragments of 16 rows by PIECE_K elements, where element order is the natural one: for product j,
+// lane 4 g + t needs byte t of words 2 j and 2 j + 1 of its two rows.
+INLINE void decode_fragments(u32 (&a)[PRODUCTS][4], const Codes& codes, const Scale (&scales)[2],
+                             const char* table, u32 lane) {
+  u32 select = 0x5504u | (lane % 4) << 4, lane4 = lane * 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const uint4* source = reinterpret_cast<const uint4*>(rows + half * 8 * WEIGHT_STRIDE);
-    uint4 low = source[0], high = source[1];
-    u32 words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    const float* scale = scales + half * 8 * CHUNKS;
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      a[i / 2][i % 2 * 2 + half] = scaled_pair(table, __byte_perm(words[i], 0, select), lane4, scale[i * 8 / CHUNK]);
+    for (int j = 0; j < PRODUCTS; j += 2) {
+      uint4 four = codes.words[half][j / 2];
+      u32 words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        u32 pair = *reinterpret_cast<const u32*>(table + __byte_perm(words[i], lane4, select));
+        a[j + i / 2][i % 2 * 2 + half] = scaled(pair, scales[half]);
+      }
+    }
   }
 }
 
-INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, char* stages, const u32* table) {
+// Rows in pairs: n is even, and out a multiple of 4.
+INLINE void store_tile(const Arguments& args, const Accumulators& acc, Step step) {
+  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  i64 row = (i64)step.tile_n * TILE_N + warp * 16 + lane / 4 * 2;
+  i64 first_column = (i64)step.tile_m * TILE_M + lane % 4 * 2;
+  int columns = row < args.n ? (int)min(args.m - first_column, (i64)TILE_M) : 0;
+  float low = 0.0f, high = 0.0f;
+  if (args.bias && columns > 0) low = to_float(args.bias[row]), high = to_float(args.bias[row + 1]);
+  Element* out = args.out + first_column * args.n + row;
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++, out += 8 * args.n) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (m * 8 + i < columns)
+        *reinterpret_cast<u32*>(out + i * args.n) = pack_pair(acc[0][m][i] + low, acc[0][m][i + 2] + high);
+  }
+}
+
+INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages, const char* table) {
   u32 lane = threadIdx.x % 32, warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   Step step(work.begin, work);
   Accumulators acc;
   bool begins = step.k_step == 0, fresh = true;
   u32 slot = 0, phase = 0;
-  u32 a[2][4][4];
+  u32 a[2][PRODUCTS][4];
+  Scale scales[2];
+  Codes codes;
   for (u32 index = work.begin; index < work.end; index++) {
     pipeline.full[slot].wait(phase);
-    Stage stage{stages + slot * STAGE_BYTES};
+    Stage stage = stages.at(slot);
+    const u8* weights = stage.weights() + (warp * 16 + lane / 4) * WEIGHT_STRIDE;
+    codes.load(weights);
 #pragma unroll
-    for (int piece = 0; piece < STEP_K / CHUNK_K * ROW_TILES; piece++) {
-      int chunk = piece / ROW_TILES, r = piece % ROW_TILES;
-      u32 row = first_row(warp, r) + lane / 4;
-      decode_fragments(a[piece % 2], stage.weights() + row * WEIGHT_STRIDE + chunk * 32,
-                       stage.scales() + row * CHUNKS + chunk * (CHUNK_K / CHUNK), table, lane);
-      u64 b = descriptor(stage.activations() + chunk * (TILE_M * 128));
+    for (int piece = 0; piece < STEP_K / PIECE_K; piece++) {
+      int k = piece * PIECE_K;
+      if (k % CHUNK == 0) {
+        const float* source = stage.scales() + (warp * 16 + lane / 4 * 2) * CHUNKS + k / CHUNK;
+        scales[0].set(source[0]);
+        scales[1].set(source[CHUNKS]);
+      }
+      decode_fragments(a[piece % 2], codes, scales, table, lane);
+      u64 b = descriptor(stage.activations() + k / 64 * (TILE_M * 128) + k % 64 * 2);
       wgmma_fence();
 #pragma unroll
-      for (int j = 0; j < 4; j++) wgmma(acc[r], a[piece % 2][j], b + 2 * j, !fresh || chunk > 0 || j > 0);
+      for (int j = 0; j < PRODUCTS; j++) wgmma(acc[0], a[piece % 2][j], b + 2 * j, !fresh || k > 0 || j > 0);
       wgmma_commit();
+      if (k + PIECE_K < STEP_K) codes.load(weights + (k + PIECE_K) / 2);
       wgmma_wait<1>();
       // Now the step before is done with.
-      if (piece == 0) pipeline.empty[slot == 0 ? STAGES - 1 : slot - 1].arrive_if(index > work.begin && lane == 0);
+      if (piece == 0) pipeline.empty[slot == 0 ? stages.count - 1 : slot - 1].arrive_if(index > work.begin && lane == 0);
     }
     fresh = false;
-    if (++slot == STAGES) slot = 0, phase++;
+    if (++slot == stages.count) slot = 0, phase++;
 
     bool ends = step.k_step + 1 == work.k_steps;
     if (ends || index + 1 == work.end) {
@@ -103,31 +161,49 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4bit_wgmma(Arguments args) {
-  __shared__ __align__(16) u32 table[TABLE_WORDS];
+// Values of all pairs of codes, a byte's at byte * 256, once for each bank.
+INLINE void fill_pairs(char* table, const float* codebook) {
+  for (u32 i = threadIdx.x; i < 256 * 8; i += CONSUMERS) {
+    u32 byte = i / 8, pair = pack_pair(codebook[byte >> 4], codebook[byte & 15]);
+    *reinterpret_cast<uint4*>(table + byte * 256 + i % 8 * 16) = make_uint4(pair, pair, pair, pair);
+  }
+}
+
+// Parameters begin at 528 bytes, a multiple of 16; a TensorMap's address must be one of 64.
+struct Padding {
+  u64 unused[7];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+gemm_4bit_wgmma(Arguments args, const __grid_constant__ Padding padding, const __grid_constant__ TensorMap activations) {
   __shared__ Pipeline pipeline;
-  __shared__ float scale_codes[NESTED ? 256 : 1];
   extern __shared__ uint4 dynamic[];
-  char* stages = reinterpret_cast<char*>(dynamic);
-  stages += (1024 - shared_address(stages) % 1024) % 1024;
+  char* table = reinterpret_cast<char*>(dynamic);
+  char* first = table + TABLE_BYTES;
+  first += (1024 - shared_address(first) % 1024) % 1024;
+  Stages stages{first, args.stages, STAGE_BYTES};
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      pipeline.full[i].init(COPIERS);
+    for (int i = 0; i < MOST_STAGES; i++) {
+      pipeline.full[i].init(2 * COPIERS + 1);
       pipeline.empty[i].init(CONSUMERS / 32);
     }
   }
-#if NESTED
-  for (u32 i = threadIdx.x; i < 256; i += THREADS) scale_codes[i] = args.absmax_code[i];
-#endif
   publish_barriers();
   Work work(args);
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   if (__shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0) >= WARPS_N) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    produce(args, work, pipeline, stages, scale_codes);
+    produce(args, work, pipeline, stages, [&](u32 thread, const Step& step, Stage stage, Barrier& full) {
+      if (thread != 0) return;
+      expect_bytes(full, TILE_M * STEP_K * 2);
+#pragma unroll
+      for (int part = 0; part < STEP_K / 64; part++)
+        fetch_box(activations, stage.activations() + part * (TILE_M * 128), full, (step.k_step * STEP_K + part * 64) * 2,
+                  step.tile_m * TILE_M);
+    });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-    fill_table<pack_half>(table, args.codebook, CONSUMERS);
+    fill_pairs(table, args.codebook);
     sync_threads(1, CONSUMERS);
     consume(args, work, pipeline, stages, table);
   }

@@ -20,8 +20,10 @@ def run(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A @ W.T, of A's dtype and shape (..., N); `out`, if given, is contiguous and fits."""
-    absmax, code = absmax.contiguous(), code.contiguous()
-    return gemm_4bit.multiply(A, B, shapeB, absmax, blocksize, code, None, None, out)
+    product = gemm_4bit.Product(A.get_device(), shapeB, blocksize, code.contiguous())
+    result = product(A, B.contiguous(), None, absmax.contiguous(), out=out)
+    assert result is not None, "arguments that were checked fit"
+    return result
 
 
 def why_not(*args: object) -> str | None:

@@ -1,7 +1,7 @@
 // Stages of shared memory, and the warps that fill them.
 //
-// A stage holds a step's weights (rows WEIGHT_STRIDE bytes apart), activations (where
-// activation_offset says), and scales (float32, CHUNKS a row).
+// A stage holds a step's weights (rows WEIGHT_STRIDE bytes apart, in the order that weight_place says,
+// which may differ within 16), activations, and scales (float32, CHUNKS a row), each at its _AT.
 #pragma once
 #include "stream_k.cuh"
 
@@ -9,200 +9,168 @@
 #define PIECES (STEP_K / 32)
 #define COPIERS (32 * PRODUCERS)
 #define PIECE_ROWS (COPIERS / PIECES)
-#define QUADS ((CHUNKS + 3) / 4)
-#define SCALE_TURNS ((SCALES + COPIERS - 1) / COPIERS)
+// Scales of a row that one copy takes, and such copies.
+#define SCALE_VECTOR (CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1)
+#define SCALE_VECTORS (CHUNKS / SCALE_VECTOR)
+#define SCALE_TURNS ((SCALES / SCALE_VECTOR + COPIERS - 1) / COPIERS)
 
 struct Stage {
   char* base;
-  INLINE char* activations() const { return base; }
-  INLINE u8* weights() const { return reinterpret_cast<u8*>(base + ACTIVATION_BYTES); }
-  INLINE float* scales() const { return reinterpret_cast<float*>(weights() + TILE_N * WEIGHT_STRIDE); }
+  INLINE char* activations() const { return base + ACTIVATIONS_AT; }
+  INLINE u8* weights() const { return reinterpret_cast<u8*>(base + WEIGHTS_AT); }
+  INLINE float* scales() const { return reinterpret_cast<float*>(base + SCALES_AT); }
 };
 
-#if NESTED
-// Codes (four in a word if regular) and outer scales of a producer thread's part of a step.
+// All stages; a thread block has `count` of them.
+struct Stages {
+  char* base;
+  u32 count, bytes;
+  INLINE Stage at(u32 slot) const { return Stage{base + slot * bytes}; }
+};
+
+// Codes and outer scales of a producer thread's part of a step.
 struct Nested {
+  typedef Unsigned<SCALE_VECTOR>::Type Codes;
   u32 codes[SCALE_TURNS];
   float outer[SCALE_TURNS];
 };
-#endif
 
 // What one producer thread copies. Counts are from its own first row or position on.
 struct Loader {
   const u8* weights;
-  const Element* activations;
-  i64 scale_element, width;
-  int rows, batch_rows;
-  u32 thread;
+  i64 scale_element;
+  u32 rows, width, thread;
 
   INLINE void begin_tile(const Arguments& args, const Step& step) {
-    i64 row = (i64)step.tile_n * TILE_N, batch_row = (i64)step.tile_m * TILE_M, k = (i64)step.k_step * STEP_K;
+    i64 row = (i64)step.tile_n * TILE_N, k = (i64)step.k_step * STEP_K;
     weights = args.weights + ((row + thread / PIECES) * args.k + k) / 2 + thread % PIECES * 16;
-    activations = args.activations + batch_row * args.k + k;
     scale_element = row * args.k + k;
-    rows = (int)min(args.n - row, (i64)TILE_N);
-    batch_rows = (int)min(args.m - batch_row, (i64)TILE_M);
-    width = args.k - k;
+    rows = (u32)min(args.n - row, (i64)TILE_N);
+    width = (u32)(args.k - k);
   }
 
   INLINE void next_step() {
     weights += STEP_K / 2;
-    activations += STEP_K;
     scale_element += STEP_K;
     width -= STEP_K;
   }
 
   INLINE void load_weights(const Arguments& args, Stage stage) const {
-    u8* target = stage.weights() + thread / PIECES * WEIGHT_STRIDE + thread % PIECES * 16;
+    u8* target = stage.weights() + weight_place(thread / PIECES) * WEIGHT_STRIDE + thread % PIECES * 16;
     const u8* source = weights;
     i64 stride = args.k / 2 * PIECE_ROWS;
     if (rows == TILE_N && width >= STEP_K) {
 #pragma unroll 8
       for (int i = 0; i < TILE_N / PIECE_ROWS; i++, source += stride, target += PIECE_ROWS * WEIGHT_STRIDE)
-        copy16(target, source, true);
+        copy<16>(target, source);
       return;
     }
     bool inside = thread % PIECES * 32 < width;
-    for (int row = thread / PIECES; row < TILE_N; row += PIECE_ROWS) {
+#pragma unroll 1
+    for (u32 row = thread / PIECES; row < TILE_N; row += PIECE_ROWS) {
       bool valid = inside && row < rows;
-      copy16(target, valid ? source : args.weights, valid);
+      copy<16>(target, valid ? source : args.weights, valid);
       source += stride;
       target += PIECE_ROWS * WEIGHT_STRIDE;
     }
   }
 
-  INLINE void load_activations(const Arguments& args, Stage stage) const {
-    const u32 parts = STEP_K / 8;
-#pragma unroll 4
-    for (u32 i = thread; i < batch_rows * parts; i += COPIERS) {
-      u32 row = i / parts, part = i % parts;
-      bool valid = part * 8 < width;
-      const Element* source = valid ? activations + row * args.k + part * 8 : args.activations;
-      copy16(stage.activations() + activation_offset(row, part), source, valid);
-    }
+  // SCALE_VECTOR scales at once: blocks are chunks, rows begin at multiples of so many, and the step is inside
+  // the weight along k.
+  INLINE i64 first_block(const Arguments& args, u32 i) const {
+    u32 row = min(i / SCALE_VECTORS, rows - 1u);
+    return (scale_element + row * args.k) / CHUNK + i % SCALE_VECTORS * SCALE_VECTOR;
   }
 
-  // One scale for any block size and K; four where one block is one chunk, rows begin at multiples
-  // of four blocks, and the step is inside the weight along k ("regular").
-  INLINE i64 scale_block(const Arguments& args, u32 i, bool regular, bool& valid) const {
-    u32 row = regular ? i / QUADS : i / CHUNKS;
-    u32 k = regular ? i % QUADS * 4 * CHUNK : i % CHUNKS * CHUNK;
-    valid = row < rows && k < width;
-    return valid ? (scale_element + row * args.k + k) >> args.block_shift : 0;
+  INLINE void load_scales(const Arguments& args, Stage stage) const {
+#pragma unroll 2
+    for (u32 i = thread; i < SCALES / SCALE_VECTOR; i += COPIERS)
+      copy<4 * SCALE_VECTOR>(stage.scales() + i * SCALE_VECTOR, args.absmax + first_block(args, i));
   }
 
-#if NESTED
-  // Reads what the scales are made of; done early, so that the latency passes while the stage is
+  // Reads what nested scales are made of; done early, so that the latency passes while the stage is
   // still in use.
-  INLINE void fetch_scales(const Arguments& args, Nested& nested, bool regular) const {
-    u32 count = regular ? SCALES / 4 : SCALES;
+  INLINE void fetch_nested(const Arguments& args, Nested& nested) const {
 #pragma unroll
     for (u32 i = 0; i < SCALE_TURNS; i++) {
-      bool valid;
-      if (thread + i * COPIERS >= count) break;
-      i64 block = scale_block(args, thread + i * COPIERS, regular, valid);
-      nested.codes[i] =
-          regular ? *reinterpret_cast<const u32*>(args.absmax_8bit + block) : args.absmax_8bit[block];
+      if (thread + i * COPIERS >= SCALES / SCALE_VECTOR) break;
+      i64 block = first_block(args, thread + i * COPIERS);
+      nested.codes[i] = *reinterpret_cast<const Nested::Codes*>(args.absmax_8bit + block);
       nested.outer[i] = args.absmax[block / 256];
     }
   }
 
-  INLINE void store_scales(Stage stage, const Nested& nested, const float* scale_codes, float offset,
-                           bool regular) const {
-    u32 count = regular ? SCALES / 4 : SCALES;
+  INLINE void store_nested(Stage stage, const Nested& nested, const float* scale_codes, float offset) const {
 #pragma unroll
     for (u32 i = 0; i < SCALE_TURNS; i++) {
       u32 at = thread + i * COPIERS;
-      if (at >= count) break;
-      float scales[4];
+      if (at >= SCALES / SCALE_VECTOR) break;
 #pragma unroll
-      for (int j = 0; j < 4; j++)
-        scales[j] = add_rn(mul_rn(scale_codes[nested.codes[i] >> 8 * j & 255u], nested.outer[i]), offset);
-      if (regular)
-        reinterpret_cast<float4*>(stage.scales())[at] = make_float4(scales[0], scales[1], scales[2], scales[3]);
-      else
-        stage.scales()[at] = scales[0];
+      for (int j = 0; j < SCALE_VECTOR; j++)
+        stage.scales()[at * SCALE_VECTOR + j] =
+            add_rn(mul_rn(scale_codes[nested.codes[i] >> 8 * j & 255u], nested.outer[i]), offset);
     }
   }
-#else
-  INLINE void load_scales(const Arguments& args, Stage stage, bool regular) const {
-    u32 count = regular ? SCALES / 4 : SCALES;
-#pragma unroll 4
-    for (u32 i = thread; i < count; i += COPIERS) {
-      bool valid;
-      i64 block = scale_block(args, i, regular, valid);
-      if (regular)
-        copy16(stage.scales() + i * 4, args.absmax + block, valid);
+
+  // Any block size, any K.
+  INLINE void load_single(const Arguments& args, Stage stage, const float* scale_codes, float offset) const {
+#pragma unroll 1
+    for (u32 i = thread; i < SCALES; i += COPIERS) {
+      u32 row = i / CHUNKS, k = i % CHUNKS * CHUNK;
+      bool valid = row < rows && k < width;
+      i64 block = valid ? (scale_element + row * args.k + k) >> args.block_shift : 0;
+      if (args.absmax_8bit)
+        stage.scales()[i] = add_rn(mul_rn(scale_codes[args.absmax_8bit[block]], args.absmax[block / 256]), offset);
       else
-        copy4(stage.scales() + i, args.absmax + block, valid);
+        copy<4>(stage.scales() + i, args.absmax + block, valid);
     }
   }
-#endif
 };
 
 struct Pipeline {
-  Barrier full[STAGES], empty[STAGES];
+  Barrier full[MOST_STAGES], empty[MOST_STAGES];
 };
 
-INLINE void produce(const Arguments& args, const Work& work, Pipeline& pipeline, char* stages,
-                    const float* scale_codes) {
+// load_activations(thread, step, stage, full) copies a step's activations, or has its part in it; full is
+// the barrier that the producers arrive at afterwards.
+template <class LoadActivations>
+INLINE void produce(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages,
+                    LoadActivations load_activations) {
+  __shared__ float scale_codes[256];
   Step step(work.begin, work);
   Loader loader;
   loader.thread = threadIdx.x - CONSUMERS;
   loader.begin_tile(args, step);
-#if NESTED
-  float offset = *args.absmax_offset;
-#endif
-  bool regular = CHUNKS % 4 == 0 && args.k % (4 * CHUNK) == 0 && 1 << args.block_shift == CHUNK;
-#if NESTED
-  regular = regular && reinterpret_cast<u64>(args.absmax_8bit) % 4 == 0;
-#else
-  regular = regular && reinterpret_cast<u64>(args.absmax) % 16 == 0;
-#endif
+  bool nested = args.absmax_8bit;
+  if (nested) {
+    for (u32 i = loader.thread; i < 256; i += COPIERS) scale_codes[i] = args.absmax_code[i];
+    sync_threads(2, COPIERS);
+  }
+  float offset = nested ? *args.absmax_offset : 0.0f;
+  u64 misplaced = nested ? reinterpret_cast<u64>(args.absmax_8bit) : reinterpret_cast<u64>(args.absmax) / 4;
+  bool regular = (misplaced | args.k / CHUNK) % SCALE_VECTOR == 0 && 1 << args.block_shift == CHUNK;
   u32 slot = 0, phase = 0;
-#ifdef COPY_LAG
-  u32 done_slot = 0;
-#endif
   for (u32 index = work.begin; index < work.end; index++) {
-    bool fours = regular && loader.width >= STEP_K;
-#if NESTED
-    Nested nested;
-    loader.fetch_scales(args, nested, fours);
-#endif
-    if (index - work.begin >= STAGES) pipeline.empty[slot].wait(phase - 1);
-    Stage stage{stages + slot * STAGE_BYTES};
+    bool vectors = regular && loader.width >= STEP_K;
+    Nested parts;
+    if (vectors && nested) loader.fetch_nested(args, parts);
+    if (index - work.begin >= stages.count) pipeline.empty[slot].wait(phase - 1);
+    Stage stage = stages.at(slot);
     loader.load_weights(args, stage);
-    loader.load_activations(args, stage);
-#if NESTED
-    loader.store_scales(stage, nested, scale_codes, offset, fours);
-#else
-    loader.load_scales(args, stage, fours);
-#endif
-#ifdef COPY_LAG
-    // wgmma reads by another path, so copies are waited for and fenced before they are announced.
-    commit_copies();
-    if (index - work.begin >= COPY_LAG) {
-      wait_copies<COPY_LAG>();
-      fence_async_proxy();
-      pipeline.full[done_slot].arrive();
-      if (++done_slot == STAGES) done_slot = 0;
-    }
-#else
+    load_activations(loader.thread, step, stage, pipeline.full[slot]);
+    if (!vectors)
+      loader.load_single(args, stage, scale_codes, offset);
+    else if (nested)
+      loader.store_nested(stage, parts, scale_codes, offset);
+    else
+      loader.load_scales(args, stage);
     pipeline.full[slot].arrive_with_copies();
-#endif
     if (step.advance(work))
       loader.begin_tile(args, step);
     else
       loader.next_step();
-    if (++slot == STAGES) slot = 0, phase++;
+    if (++slot == stages.count) slot = 0, phase++;
   }
-  wait_copies<0>();
-#ifdef COPY_LAG
-  fence_async_proxy();
-  for (u32 i = 0; i < min(COPY_LAG, work.end - work.begin); i++) {
-    pipeline.full[done_slot].arrive();
-    if (++done_slot == STAGES) done_slot = 0;
-  }
-#endif
+  wait_copies();
 }
 

@@ -20,16 +20,10 @@ def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
 
 @cache
 def codec4_macros(quant_type: str) -> Defines:
-    """What codec4.cuh wants to know of a format: THRESHOLDS, ORDER, MIRRORED."""
+    """What codec4.cuh wants to know of a format: THRESHOLDS, ORDER."""
     format4 = codebook4(quant_type)
-    ascending = [format4.values[code] for code in format4.order]
-    mirrored = ascending == [-value for value in reversed(ascending)]
     order = sum(code << 4 * i for i, code in enumerate(format4.order))
-    return (
-        ("THRESHOLDS", _floats(format4.thresholds)),
-        ("ORDER", f"{order:#x}ull"),
-        ("MIRRORED", int(mirrored)),
-    )
+    return ("THRESHOLDS", _floats(format4.thresholds)), ("ORDER", f"{order:#x}ull")
 
 
 def grid_size(work: int, most: int) -> int:

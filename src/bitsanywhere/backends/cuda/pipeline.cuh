@@ -8,48 +8,52 @@
 
 INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
-// Copies 16 or 4 bytes from global to shared memory, or zeros if not valid; source stays unread then.
-INLINE void copy16(void* target, const void* source, bool valid) {
+// Unsigned integers (vectors of them from 8 on) by size.
+template <int BYTES>
+struct Unsigned;
+template <>
+struct Unsigned<1> {
+  typedef u8 Type;
+};
+template <>
+struct Unsigned<2> {
+  typedef u16 Type;
+};
+template <>
+struct Unsigned<4> {
+  typedef u32 Type;
+};
+template <>
+struct Unsigned<8> {
+  typedef uint2 Type;
+};
+template <>
+struct Unsigned<16> {
+  typedef uint4 Type;
+};
+
+// Copies 4, 8 or 16 bytes from global to shared memory, or zeros if not valid; source stays unread then.
+template <int BYTES>
+INLINE void copy(void* target, const void* source, bool valid = true) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
-               "l"(source), "r"(valid ? 16 : 0)
-               : "memory");
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
+                 "l"(source), "r"(valid ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(target)), "l"(source), "n"(BYTES),
+                 "r"(valid ? BYTES : 0)
+                 : "memory");
 #else
-  *reinterpret_cast<uint4*>(target) = valid ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
+  typedef typename Unsigned<BYTES>::Type T;
+  *reinterpret_cast<T*>(target) = valid ? *reinterpret_cast<const T*>(source) : T{};
 #endif
 }
 
-INLINE void copy4(void* target, const void* source, bool valid) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(target)), "l"(source),
-               "r"(valid ? 4 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<u32*>(target) = valid ? *reinterpret_cast<const u32*>(source) : 0u;
-#endif
-}
-
-INLINE void commit_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Waits until at most PENDING of this thread's newest groups of copies are unfinished; with 0, for all.
-template <int PENDING>
+// Waits for all of this thread's copies.
 INLINE void wait_copies() {
 #if __CUDA_ARCH__ >= 800
-  if (PENDING == 0)
-    asm volatile("cp.async.wait_all;" ::: "memory");
-  else
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#endif
-}
-
-// Orders this thread's writes to shared memory before reads by wgmma that follow a barrier.
-INLINE void fence_async_proxy() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 

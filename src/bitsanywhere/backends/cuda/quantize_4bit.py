@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +14,7 @@ from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """How a call is launched.
 
     Attributes:

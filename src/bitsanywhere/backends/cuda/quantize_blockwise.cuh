@@ -2,7 +2,8 @@
 //
 // Each thread block fills a table of the code of all 65536 grid points (codec8.cuh) in shared
 // memory and then works through many tiles (blocks.cuh), one look-up an element. The codebook is
-// a tensor, so nothing about it is known before.
+// a tensor, so nothing about it is known before. CENTERED: float32 elements less their mean, which is
+// made of 32 parts of their sum (sum_parts.cuh) and stored.
 #include "blocks.cuh"
 #include "codec8.cuh"
 
@@ -47,13 +48,37 @@ INLINE u32 zero_code(const float* code) {
   return low;
 }
 
+#if CENTERED
+// The same in every warp.
+INLINE float mean_of(const double* parts, u32 lane, i64 n) {
+  double sum = parts[lane];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+  return (float)(sum / (double)n);
+}
+
+INLINE void subtract(Vector& v, float mean, i64 first, i64 n) {
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    if (first + i < n) v.words[i] = bits_of(add_rn(float_of(v.words[i]), -mean));
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 quantize_blockwise(const Element* __restrict__ x, const float* __restrict__ code, u8* __restrict__ out,
-                   float* __restrict__ absmax, i64 n, int aligned) {
+                   float* __restrict__ absmax, i64 n, int aligned
+#if CENTERED
+                   , const double* __restrict__ parts, float* __restrict__ mean_out
+#endif
+) {
   extern __shared__ uint4 shared[];
   const u8* table = reinterpret_cast<const u8*>(shared);
   fill_table(code, shared);
   u32 zero = zero_code(code);
+#if CENTERED
+  float mean = mean_of(parts, threadIdx.x % 32, n);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *mean_out = mean;
+#endif
 
   u32 lane = threadIdx.x % 32;
   i64 tiles = (n + TILE - 1) / TILE;
@@ -65,6 +90,10 @@ quantize_blockwise(const Element* __restrict__ x, const float* __restrict__ code
 #pragma unroll
     for (int v = 0; v < UNROLL; v++)
       vectors[v] = load_vector(x, base + v * WARP_VECTOR + lane * 8, n, whole);
+#if CENTERED
+#pragma unroll
+    for (int v = 0; v < UNROLL; v++) subtract(vectors[v], mean, base + v * WARP_VECTOR + lane * 8, n);
+#endif
     u32 largest[UNROLL];
     block_absmax(vectors, largest);
     store_absmax(largest, absmax, base, n, lane);

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +14,7 @@ from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """How a call is launched.
 
     Attributes:
@@ -40,9 +39,16 @@ def choose(dtype: torch.dtype, blocksize: int, target: Target) -> Config:
     return Config(threads, tile, GRID_POINTS, target.sm_count)
 
 
-def source(dtype: torch.dtype, blocksize: int, threads: int) -> KernelSource:
-    """The kernel for a dtype, blocksize and block of threads."""
-    defines = (("DTYPE", DTYPES[dtype]), ("BLOCKSIZE", blocksize), ("THREADS", threads))
+def source(
+    dtype: torch.dtype, blocksize: int, threads: int, centered: bool = False
+) -> KernelSource:
+    """The kernel for a dtype, blocksize and block of threads; centered: less the mean."""
+    defines = (
+        ("DTYPE", DTYPES[dtype]),
+        ("BLOCKSIZE", blocksize),
+        ("THREADS", threads),
+        ("CENTERED", int(centered)),
+    )
     return KernelSource("quantize_blockwise.cuh", "quantize_blockwise", defines)
 
 

@@ -59,26 +59,11 @@ struct Step {
   }
 };
 
-// Called by the holders of the sums. first_row(warp, r) is a warp's r-th 16 rows' first, in the tile.
-INLINE void store_tile(const Arguments& args, const Accumulators& acc, Step step) {
-  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-  for (int r = 0; r < ROW_TILES; r++) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      i64 row = (i64)step.tile_n * TILE_N + first_row(warp, r) + half * 8 + lane / 4;
-      if (row >= args.n) continue;
-      float bias = args.bias ? to_float(args.bias[row]) : 0.0f;
-#pragma unroll
-      for (int m = 0; m < M_TILES; m++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          i64 column = (i64)step.tile_m * TILE_M + m * 8 + lane % 4 * 2 + i;
-          if (column < args.m) args.out[column * args.n + row] = from_float(acc[r][m][half * 2 + i] + bias);
-        }
-      }
-    }
-  }
+// Adds to a counter in global memory; orders all this thread knows of before, and what it reads after.
+INLINE u32 add_ordered(u32* counter, u32 count) {
+  u32 before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count) : "memory");
+  return before;
 }
 
 // Adds this block's share of a tile to those of others; true in the one block that then holds the
@@ -96,11 +81,9 @@ INLINE bool combine(const Arguments& args, Accumulators& acc, const Work& work, 
   u32 first = work.owner(tile * work.k_steps), last = work.owner((tile + 1) * work.k_steps - 1);
   sync_threads(1, CONSUMERS);
   if (threadIdx.x == 0) {
-    // Covers what the other threads wrote before the barrier, too.
-    __threadfence();
-    is_last = atomicAdd(args.arrivals + first, 1u) == last - first;
+    // With the barriers around, that holds for the other threads' reads and writes too.
+    is_last = add_ordered(args.arrivals + first, 1) == last - first;
     if (is_last) args.arrivals[first] = 0;
-    __threadfence();
   }
   sync_threads(1, CONSUMERS);
   if (!__shfl_sync(0xFFFFFFFFu, is_last, 0)) return false;

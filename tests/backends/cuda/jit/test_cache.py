@@ -41,6 +41,16 @@ def test_an_image_comes_back_in_another_process(folder):
     assert stat.S_IMODE(only_file(folder).stat().st_mode) == 0o600
 
 
+def test_notes_come_back_and_damaged_ones_do_not(folder):
+    DiskCache(folder, LIMIT).write_note("nvrtc", {"path": [1, [2]]})
+    cache = DiskCache(folder, LIMIT)
+    assert cache.read_note("nvrtc") == {"path": [1, [2]]}
+    assert cache.read_note("other") == {}
+    for content in (b"", b"[1]", b"\xff", b"{", b" " * (1 << 17)):
+        (folder / "nvrtc.json").write_bytes(content)
+        assert cache.read_note("nvrtc") == {}
+
+
 def test_every_part_of_the_key_matters():
     keys = [
         cache_key("a", "sm_87", (12, 6)),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from bitsanywhere.backends.cuda.jit import CompilationError, KernelSource, compile_source, nvrtc
+from bitsanywhere.backends.cuda.jit import CompilationError, KernelSource, nvrtc
 from bitsanywhere.backends.cuda.jit import source as source_module
+from bitsanywhere.backends.cuda.jit.compiler import compile_source
 from bitsanywhere.backends.cuda.jit.elf import architecture
 from bitsanywhere.errors import BackendUnavailable, InvalidArgumentError, PackError
 
@@ -140,20 +143,28 @@ def test_something_else_is_no_nvrtc(tmp_path):
 def test_no_nvrtc_newer_than_the_driver_is_chosen(nvrtc_12_6, monkeypatch):
     asked = []
     monkeypatch.setattr(nvrtc, "_candidates", lambda major: asked.append(major) or [])
-    nvrtc.find.cache_clear()
-    try:
-        with pytest.raises(BackendUnavailable, match="cuda12"):
-            nvrtc.find(12)
-        assert asked == [12]
-        with pytest.raises(BackendUnavailable, match="Update the driver"):
-            nvrtc.find(11)
-        monkeypatch.setattr(
-            nvrtc, "_candidates", lambda major: ["absent.so", nvrtc_12_6.path][: 14 - major]
-        )
-        # Of CUDA 13 there is none, so 12.6 is taken for a driver of CUDA 13 too.
-        assert nvrtc.find(13).version == (12, 6)
-    finally:
-        nvrtc.find.cache_clear()
+    with pytest.raises(BackendUnavailable, match="cuda12"):
+        nvrtc.search(12)
+    assert asked == [12]
+    with pytest.raises(BackendUnavailable, match="Update the driver"):
+        nvrtc.search(11)
+    monkeypatch.setattr(
+        nvrtc, "_candidates", lambda major: ["absent.so", nvrtc_12_6.path][: 14 - major]
+    )
+    # Of CUDA 13 there is none, so 12.6 is taken for a driver of CUDA 13 too.
+    assert nvrtc.search(13).version == (12, 6)
+
+
+def test_a_known_library_is_loaded_only_to_compile(newest_nvrtc, saxpy, monkeypatch):
+    identity = json.loads(json.dumps(newest_nvrtc.identity))
+    known = nvrtc.Nvrtc(newest_nvrtc.path, identity)
+    assert (known.version, known.archs) == (newest_nvrtc.version, newest_nvrtc.archs)
+    assert "_library" not in vars(known)
+    assert compile_source(saxpy, "sm_80", nvrtc=known).cubin
+    size, _ = identity[0]
+    for other in ([[size, 1], [1, 2], [3]], [identity[0], "13.0", [80]], [identity[0], [1, 2], []]):
+        asked = nvrtc.Nvrtc(newest_nvrtc.path, other)
+        assert (asked.version, asked.archs) == (newest_nvrtc.version, newest_nvrtc.archs)
 
 
 def test_elf_headers_of_both_layouts(cubin):

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from bitsanywhere.backends.cuda.jit import launch
+from bitsanywhere.backends.cuda.jit import compiler, launch
 from bitsanywhere.backends.cuda.jit.cache import DiskCache, Image
 from bitsanywhere.backends.cuda.jit.driver import DriverError
 from bitsanywhere.backends.cuda.jit.launch import LoadedKernel, Loader
 from bitsanywhere.backends.cuda.jit.pack_builder import build
-from bitsanywhere.backends.cuda.jit.packs import InstalledPacks, install
+from bitsanywhere.backends.cuda.jit.packs import install
 from bitsanywhere.errors import (
     BackendUnavailable,
     InvalidArgumentError,
@@ -38,7 +38,7 @@ def loader(tmp_path):
             return compiler
 
         cache = DiskCache(tmp_path / "cache", 1 << 20)
-        return Loader(driver, find, cache, InstalledPacks(tmp_path / "packs"), forced)
+        return Loader(driver, find, cache, tmp_path / "packs", forced)
 
     return make
 
@@ -75,6 +75,29 @@ def test_a_grid_is_never_cut_to_32_bits(fake_driver):
     with pytest.raises(InvalidArgumentError, match="grid"):
         LoadedKernel(IMAGE, 0, "test", driver).launch((2**32 + 1, 1, 1), 1, 0, 0, (1, 2, 3.0, b""))
     assert driver.launches == []
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_bound_kernel_launches_alike(fake_driver, early):
+    image = Image("k", "sm_87", "<24s", b"image")
+    driver = fake_driver(codes=[0, 400])
+    kernel = LoadedKernel(image, 1, "test", driver)
+    launch_it = kernel.bind((3, 2), 128, 1024, "<QqiI", early)
+    launch_it(0xDEADBEEF0, 1 << 63, -1, -2, 7)
+    launch_it(0, 1 << 63, -1, -2, 7)
+    packed = struct.pack("<QqiI", 1 << 63, -1, -2, 7)
+    first = ((3, 2, 1, 128, 1, 1), 1024, 0xDEADBEEF0, packed)
+    again = (*first[:2], 0, packed)
+    assert driver.launches == [first, again, again]
+    assert driver.events == ["early"] * 2 * early + [("push", 1), ("pop", 1)]
+
+
+def test_a_bound_layout_must_fill_the_parameters(fake_driver):
+    kernel = LoadedKernel(Image("k", "sm_87", "<24s", b"image"), 0, "test", fake_driver())
+    with pytest.raises(InvalidArgumentError, match="<24s"):
+        kernel.bind((1,), 128, 0, "<QqiQ")
+    with pytest.raises(InvalidArgumentError, match="grid"):
+        kernel.bind((2**31,), 128, 0, "<QqiI")
 
 
 @pytest.mark.parametrize("code", [201, 400, 709])
@@ -126,9 +149,18 @@ def test_the_second_process_compiles_nothing(fake_driver, loader, saxpy, newest_
     def fail(*args, **kwargs):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(launch, "compile_source", fail)
+    monkeypatch.setattr(compiler, "compile_source", fail)
     second = loader(fake_driver(), newest_nvrtc).load(saxpy, 0)
     assert second.image == first.image
+
+
+def test_the_second_process_does_not_load_nvrtc(tmp_path, newest_nvrtc, monkeypatch):
+    monkeypatch.setattr(launch.nvrtc, "_candidates", lambda major: [newest_nvrtc.path])
+    for loaded in (True, False):
+        cache = DiskCache(tmp_path / "cache", 1 << 20)
+        found = launch.find_nvrtc(cache, 13)
+        assert found.version == newest_nvrtc.version
+        assert ("_library" in vars(found)) is loaded
 
 
 def test_a_later_chip_gets_ptx(fake_driver, loader, saxpy, nvrtc_12_6):

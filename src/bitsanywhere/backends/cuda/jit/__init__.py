@@ -1,6 +1,5 @@
 """Just-in-time compilation: kernel sources to functions on the device in front of us."""
 
-from bitsanywhere.backends.cuda.jit.compiler import CompilationError, Compiled, compile_source
 from bitsanywhere.backends.cuda.jit.driver import DriverError
 from bitsanywhere.backends.cuda.jit.launch import (
     LoadedKernel,
@@ -8,16 +7,15 @@ from bitsanywhere.backends.cuda.jit.launch import (
     current_stream,
     get_kernel,
 )
+from bitsanywhere.backends.cuda.jit.nvrtc import CompilationError
 from bitsanywhere.backends.cuda.jit.source import KernelSource
 
 __all__ = [
     "CompilationError",
-    "Compiled",
     "DriverError",
     "KernelSource",
     "LoadedKernel",
     "compile_many",
-    "compile_source",
     "current_stream",
     "get_kernel",
 ]

@@ -16,23 +16,25 @@ import stat
 import struct
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from bitsanywhere.backends.cuda.jit.compiler import Compiled
 from bitsanywhere.backends.cuda.jit.signature import checked
 from bitsanywhere.errors import CacheError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from bitsanywhere.backends.cuda.jit.compiler import Compiled
 
 log = logging.getLogger(__name__)
 
 _MAGIC = b"BITSANY1"
 _SUFFIX = ".kernel"
 _MOST_BYTES = 64 << 20
+_MOST_NOTE_BYTES = 1 << 16
 _STALE_SECONDS = 3600
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """What the driver loads: machine code (`arch` sm_XX) or PTX (compute_XX), see `Compiled`."""
 
     entry: str
@@ -99,20 +101,37 @@ class DiskCache:
     def put(self, key: str, image: Image) -> None:
         """Keeps an image, on disk if possible, in memory in any case."""
         self._memory[key] = image
+        if self._write(self._path(key), _encode(image)):
+            self._prune(self._path(key).name)
+
+    def read_note(self, name: str) -> dict[str, object]:
+        """What `write_note` kept under a name; nothing if there is nothing, or it is damaged."""
+        try:
+            note = json.loads(read_bounded(self.folder / f"{name}.json", _MOST_NOTE_BYTES))
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def write_note(self, name: str, note: dict[str, object]) -> None:
+        """Keeps a small fact for later processes, if the disk can be written."""
+        self._write(self.folder / f"{name}.json", json.dumps(note).encode())
+
+    def _write(self, path: Path, content: bytes) -> bool:
+        """Writes a file that appears at once, by renaming; whether that worked."""
         temporary = None
         try:
             descriptor, temporary = tempfile.mkstemp(
-                suffix=".tmp", prefix=f".{key[:16]}.", dir=self.folder
+                suffix=".tmp", prefix=f".{path.name[:16]}.", dir=self.folder
             )
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_encode(image))
-            os.replace(temporary, self._path(key))
+                file.write(content)
+            os.replace(temporary, path)
         except OSError as error:
             self._complain(error)
             if temporary is not None:
                 _remove(Path(temporary))
-            return
-        self._prune(self._path(key).name)
+            return False
+        return True
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
@@ -205,7 +224,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def _encode(image: Image) -> bytes:
-    fields = asdict(image)
+    fields = image._asdict()
     data = fields.pop("data")
     metadata = json.dumps(fields).encode()
     rest = struct.pack("<I", len(metadata)) + metadata + data

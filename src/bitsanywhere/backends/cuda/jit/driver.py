@@ -56,6 +56,7 @@ class Driver:
             ) from error
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self.launch_kernel = self._library.cuLaunchKernel
+        self.launch_kernel_ex = self._library.cuLaunchKernelEx
         version = ctypes.c_int()
         self._call("cuInit", 0)
         self._call("cuDriverGetVersion", ctypes.byref(version))
@@ -135,6 +136,23 @@ class Driver:
         self._call("cuDeviceGetAttribute", ctypes.byref(most), _SHARED_OPTIN, device)
         self._call("cuFuncGetAttribute", ctypes.byref(static), _STATIC_SHARED, function)
         self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, most.value - static.value)
+
+    def clear(self, address: int, size: int, stream: int, device_index: int) -> None:
+        """Sets bytes on a device to zero, in the order of a stream."""
+        with self.current(device_index):
+            self._call(
+                "cuMemsetD8Async", ctypes.c_void_p(address), 0, ctypes.c_size_t(size),
+                ctypes.c_void_p(stream),
+            )  # fmt: skip
+
+    def capture_id(self, stream: int) -> int:
+        """A number, not 0, of the graph capture that is under way on a stream."""
+        status, number = ctypes.c_int(), ctypes.c_uint64()
+        self._call(
+            "cuStreamGetCaptureInfo_v2", ctypes.c_void_p(stream), ctypes.byref(status),
+            ctypes.byref(number), None, None, None,
+        )  # fmt: skip
+        return number.value or 1
 
     def check(self, function: str, code: int) -> None:
         """Raises DriverError for a result other than success."""

@@ -11,15 +11,16 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from bitsanywhere.backends.cuda.jit import nvrtc
 from bitsanywhere.backends.cuda.jit.cache import DiskCache, Image, cache_key
-from bitsanywhere.backends.cuda.jit.compiler import CompilationError, compile_source
 from bitsanywhere.backends.cuda.jit.driver import WRONG_CONTEXT, Driver, DriverError, driver
-from bitsanywhere.backends.cuda.jit.packs import InstalledPacks
+from bitsanywhere.backends.cuda.jit.nvrtc import CompilationError
 from bitsanywhere.backends.cuda.jit.plan import Way, ways
 from bitsanywhere.backends.cuda.jit.signature import coerce
 from bitsanywhere.backends.cuda.jit.source import KernelSource
@@ -32,9 +33,14 @@ from bitsanywhere.errors import (
 from bitsanywhere.settings import settings
 from bitsanywhere.targets import Target
 
+if TYPE_CHECKING:
+    from bitsanywhere.backends.cuda.jit.packs import InstalledPacks
+
 _NULL = ctypes.c_void_p(0)
 _MOST_BLOCKS = 2**31 - 1
 _PARAM_BUFFER, _PARAM_BUFFER_BYTES = 1, 2
+_PROGRAMMATIC_SERIALIZATION = 6
+_pack_stream = struct.Struct("<Q").pack_into
 
 
 def _raw_current_stream(device_index: int) -> int:
@@ -63,6 +69,22 @@ class _Arguments(threading.local):
         self.buffer_and_extra = self.buffer, ctypes.c_void_p(ctypes.addressof(self._extra))
 
 
+class _EarlyConfig(threading.local):
+    """A thread's own CUlaunchConfig of a launch that may begin before the kernel before it ends."""
+
+    STREAM_OFFSET = 32
+
+    def __init__(self, dimensions: tuple[int, ...]) -> None:
+        # Attribute: number, padding, a union of 64 bytes that begins with the value.
+        self._attribute = ctypes.create_string_buffer(
+            struct.pack("<iiq56x", _PROGRAMMATIC_SERIALIZATION, 0, 1)
+        )
+        address = ctypes.addressof(self._attribute)
+        config = struct.pack("<7I4xQQI4x", *dimensions, 0, address, 1)
+        self.buffer = ctypes.create_string_buffer(config)
+        self.pointer = ctypes.c_void_p(ctypes.addressof(self.buffer))
+
+
 class LoadedKernel:
     """A kernel on one device, ready to launch from any thread.
 
@@ -76,10 +98,8 @@ class LoadedKernel:
         self.image, self.device_index, self.way = image, device_index, way
         self._driver = of_driver
         self._function = of_driver.load(image.data, image.entry, device_index)
-        self._launch = of_driver.launch_kernel
-        layout = struct.Struct(image.parameters)
-        self._pack = layout.pack_into
-        self._arguments = _Arguments(layout.size)
+        self._layout = struct.Struct(image.parameters)
+        self._arguments = _Arguments(self._layout.size)
 
     def launch(
         self,
@@ -106,25 +126,91 @@ class LoadedKernel:
         """
         buffer, extra = self._arguments.buffer_and_extra
         try:
-            self._pack(buffer, 0, *args)
+            self._layout.pack_into(buffer, 0, *args)
         except struct.error:
-            self._pack(buffer, 0, *coerce(self.image.parameters, args))
-        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
-        # ctypes would cut a larger number to 32 bits.
-        if x | y | z > _MOST_BLOCKS:
-            raise InvalidArgumentError(f"grid={grid}", "A grid has at most 2^31 - 1 blocks.")
-        bx, by, bz = (block, 1, 1) if isinstance(block, int) else (*block, 1, 1)[:3]
+            self._layout.pack_into(buffer, 0, *coerce(self.image.parameters, args))
+        dimensions = _dimensions(grid, block, shared)
+        code = self._submit(dimensions, stream, extra)
+        if code:
+            self._failed(code, dimensions, stream, extra)
+
+    def bind(
+        self, grid: Sequence[int], block: int, shared: int, layout: str, early: bool = False
+    ) -> Callable[..., None]:
+        """The kernel with a fixed grid: a function of the stream and the arguments.
+
+        It takes a third of the time of `launch` in Python.
+
+        Args:
+            grid, block, shared: as `launch` takes them.
+            layout: `struct` format of the arguments; those of a kernel that takes one structure
+                are its fields.
+            early: the kernel may begin before the one before it in the stream has ended, if that
+                one lets it; it waits (`griddepcontrol.wait`, sm_90 on) before it touches memory.
+
+        Raises:
+            InvalidArgumentError: the layout is not as long as the kernel's parameters, or the grid
+                is too large.
+        """
+        if struct.calcsize(layout) != self._layout.size:
+            raise InvalidArgumentError(
+                f"layout={layout!r} for {self.image.entry}",
+                f"The kernel's parameters are {self.image.parameters!r}.",
+            )
+        pack_into, arguments = struct.Struct(layout).pack_into, self._arguments
+        dimensions = _dimensions(grid, block, shared)
+        function, start = self._function, self._driver.launch_kernel
+
+        def launch(stream: int, *values: int | bytes) -> None:
+            buffer, extra = arguments.buffer_and_extra
+            pack_into(buffer, 0, *values)
+            queue = ctypes.c_void_p(stream) if stream else _NULL
+            code = start(function, *dimensions, queue, None, extra)
+            if code:
+                self._failed(code, dimensions, stream, extra)
+
+        if not early:
+            return launch
+        configs, start_early = _EarlyConfig(dimensions), self._driver.launch_kernel_ex
+
+        def launch_early(stream: int, *values: int | bytes) -> None:
+            buffer, extra = arguments.buffer_and_extra
+            pack_into(buffer, 0, *values)
+            _pack_stream(configs.buffer, configs.STREAM_OFFSET, stream)
+            code = start_early(configs.pointer, function, None, extra)
+            if code:
+                # Launched once more, if at all, in the ordinary way.
+                self._failed(code, dimensions, stream, extra)
+
+        return launch_early
+
+    def _submit(self, dimensions: tuple[int, ...], stream: int, extra: ctypes.c_void_p) -> int:
         queue = ctypes.c_void_p(stream) if stream else _NULL
-        function = self._function
-        code = self._launch(function, x, y, z, bx, by, bz, shared, queue, None, extra)
+        return self._driver.launch_kernel(self._function, *dimensions, queue, None, extra)
+
+    def _failed(
+        self, code: int, dimensions: tuple[int, ...], stream: int, extra: ctypes.c_void_p
+    ) -> None:
+        """Tries once more if the context was wrong, and raises if that fails too."""
         if code in WRONG_CONTEXT:
             # Another device is current, or this thread has used none yet. Asking before each
             # launch would cost 0.3 us.
             with self._driver.current(self.device_index):
-                code = self._launch(function, x, y, z, bx, by, bz, shared, queue, None, extra)
+                code = self._submit(dimensions, stream, extra)
         if code:
-            call = f"{self.image.entry}, grid {x, y, z}, block {bx, by, bz}, shared {shared}"
+            grid, block, shared = dimensions[:3], dimensions[3:6], dimensions[6]
+            call = f"{self.image.entry}, grid {grid}, block {block}, shared {shared}"
             self._driver.check(f"cuLaunchKernel of {call}", code)
+
+
+def _dimensions(grid: Sequence[int], block: int | Sequence[int], shared: int) -> tuple[int, ...]:
+    """Grid and block in three dimensions each, and shared memory."""
+    x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+    # ctypes would cut a larger number to 32 bits.
+    if x | y | z > _MOST_BLOCKS:
+        raise InvalidArgumentError(f"grid={grid}", "A grid has at most 2^31 - 1 blocks.")
+    bx, by, bz = (block, 1, 1) if isinstance(block, int) else (*block, 1, 1)[:3]
+    return x, y, z, bx, by, bz, shared
 
 
 class Loader:
@@ -134,7 +220,7 @@ class Loader:
         of_driver: the CUDA driver.
         find_nvrtc: returns the NVRTC to use, or raises BackendUnavailable.
         cache: where compiled kernels are kept.
-        packs: installed kernel packs.
+        pack_dir: folder of the installed kernel packs.
         forced_arch: compile everything for that architecture, whatever the chip.
     """
 
@@ -143,10 +229,10 @@ class Loader:
         of_driver: Driver,
         find_nvrtc: Callable[[], nvrtc.Nvrtc],
         cache: DiskCache,
-        packs: InstalledPacks,
+        pack_dir: Path,
         forced_arch: str | None = None,
     ) -> None:
-        self._driver, self._cache, self._packs = of_driver, cache, packs
+        self._driver, self._cache, self._pack_dir = of_driver, cache, pack_dir
         self._forced = forced_arch
         self._nvrtc: nvrtc.Nvrtc | None = None
         self._no_nvrtc = ""
@@ -154,6 +240,13 @@ class Loader:
             self._nvrtc = find_nvrtc()
         except BackendUnavailable as error:
             self._no_nvrtc = str(error)
+
+    # The compiler and the packs take time to import, and most processes need neither.
+    @cached_property
+    def _packs(self) -> InstalledPacks:
+        from bitsanywhere.backends.cuda.jit.packs import InstalledPacks
+
+        return InstalledPacks(self._pack_dir)
 
     def load(self, src: KernelSource, device_index: int) -> LoadedKernel:
         """The kernel on the device, by the first way that works.
@@ -197,6 +290,8 @@ class Loader:
         key = cache_key(src.digest(), way.arch, self._nvrtc.version)
         image = self._cache.get(key)
         if image is None:
+            from bitsanywhere.backends.cuda.jit.compiler import compile_source
+
             image = Image.of(compile_source(src, way.arch, nvrtc=self._nvrtc))
             self._cache.put(key, image)
         return image
@@ -273,10 +368,21 @@ def compile_many(
 @lru_cache(maxsize=1)
 def _loader() -> Loader:
     chosen, of_driver = settings(), driver()
+    cache = DiskCache(chosen.cache_dir, chosen.cache_bytes)
     return Loader(
         of_driver,
-        lambda: nvrtc.find(of_driver.version[0]),
-        DiskCache(chosen.cache_dir, chosen.cache_bytes),
-        InstalledPacks(chosen.pack_dir),
+        lambda: find_nvrtc(cache, of_driver.version[0]),
+        cache,
+        chosen.pack_dir,
         chosen.forced_arch,
     )
+
+
+def find_nvrtc(cache: DiskCache, highest_major: int) -> nvrtc.Nvrtc:
+    """The newest NVRTC up to a CUDA version; the cache notes what it is, so that it is not loaded
+    again until a kernel must be compiled."""
+    known = cache.read_note("nvrtc")
+    found = nvrtc.search(highest_major, known)
+    if found.identity and known.get(found.path) != found.identity:
+        cache.write_note("nvrtc", {found.path: found.identity})
+    return found

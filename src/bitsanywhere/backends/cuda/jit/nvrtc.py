@@ -15,9 +15,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from bitsanywhere.errors import BackendUnavailable, BitsAnywhereError, InvalidArgumentError
 
@@ -28,8 +28,7 @@ class CompilationError(BitsAnywhereError, RuntimeError):
     """NVRTC refused a kernel; the message holds its log."""
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What one compilation produced; `cubin` is empty for a virtual architecture."""
 
     ptx: bytes
@@ -38,10 +37,11 @@ class Output:
 
 
 class Nvrtc:
-    """One loaded libnvrtc.
+    """One libnvrtc: 100 MB that are loaded only to be asked what they are, or to compile.
 
     Args:
         path: the library's file, or a name for the system's loader.
+        known: what `identity` was of a library at that path, from an earlier process.
 
     Attributes:
         version: (major, minor) of CUDA.
@@ -51,23 +51,45 @@ class Nvrtc:
         InvalidArgumentError: it cannot be loaded or is no libnvrtc.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], known: object = None) -> None:
         self.path = os.fspath(path)
         try:
-            self._library = ctypes.CDLL(self.path)
-            self._error_string = self._library.nvrtcGetErrorString
+            status = os.stat(self.path)
+            self._file = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            # A name that the loader knows the place of.
+            self._file = None
+        match known:
+            case [file, [int(major), int(minor)], [int(), *_] as archs] if file == self._file:
+                self.version, self.archs = (major, minor), tuple(archs)
+            case _:
+                self.version, self.archs = self._ask()
+
+    @property
+    def identity(self) -> list[object] | None:
+        """Size and time of the file, version and architectures; None if it has no known place."""
+        if self._file is None:
+            return None
+        return [self._file, list(self.version), list(self.archs)]
+
+    @cached_property
+    def _library(self) -> ctypes.CDLL:
+        try:
+            library = ctypes.CDLL(self.path)
+            library.nvrtcGetErrorString.restype = ctypes.c_char_p
         except (OSError, AttributeError) as error:
             raise InvalidArgumentError(
                 f"{self.path} is not a libnvrtc that can be loaded here.", str(error)
             ) from error
-        self._error_string.restype = ctypes.c_char_p
+        return library
+
+    def _ask(self) -> tuple[tuple[int, int], tuple[int, ...]]:
         major, minor, count = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
-        self.version = (major.value, minor.value)
         self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
         archs = (ctypes.c_int * count.value)()
         self._call("nvrtcGetSupportedArchs", archs)
-        self.archs = tuple(sorted(archs))
+        return (major.value, minor.value), tuple(sorted(archs))
 
     def __repr__(self) -> str:
         return f"NVRTC {self.version[0]}.{self.version[1]} ({self.path})"
@@ -101,8 +123,9 @@ class Nvrtc:
             failed = self._library.nvrtcCompileProgram(program, len(flags), array)
             log = self._get("ProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
             if failed:
+                reason = self._library.nvrtcGetErrorString(failed).decode()
                 raise CompilationError(
-                    f"{self!r} cannot compile {name}: {self._error_string(failed).decode()}",
+                    f"{self!r} cannot compile {name}: {reason}",
                     f"Options: {' '.join(options)}\n{log}",
                 )
             return Output(self._get("PTX", program).rstrip(b"\0"), self._get("CUBIN", program), log)
@@ -120,17 +143,23 @@ class Nvrtc:
     def _call(self, function: str, *arguments: object) -> None:
         result = getattr(self._library, function)(*arguments)
         if result:
-            reason = self._error_string(result).decode()
+            reason = self._library.nvrtcGetErrorString(result).decode()
             raise CompilationError(f"{function} of {self.path} failed: {reason}")
 
 
-@lru_cache(maxsize=4)
-def find(highest_major: int | None = None) -> Nvrtc:
+@lru_cache(maxsize=1)
+def find() -> Nvrtc:
+    """The newest NVRTC that is installed, as `search` finds it."""
+    return search()
+
+
+def search(highest_major: int | None = None, known: Mapping[str, object] | None = None) -> Nvrtc:
     """The newest NVRTC that is installed.
 
     Args:
         highest_major: the CUDA major version of the driver, whose code must not be newer than
             that; None for no bound.
+        known: path -> `Nvrtc.identity`, from earlier processes.
 
     Raises:
         BackendUnavailable: none is installed; says where it was looked for.
@@ -141,7 +170,7 @@ def find(highest_major: int | None = None) -> Nvrtc:
             continue
         for path in _candidates(major):
             try:
-                library = Nvrtc(path)
+                library = Nvrtc(path, (known or {}).get(path))
             except InvalidArgumentError as error:
                 tried.append(f"{path}: {error.why}")
                 continue

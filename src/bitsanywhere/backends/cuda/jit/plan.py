@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TEGRA = frozenset({53, 62, 72, 87, 101, 110})
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """One way: `source` is "nvrtc" or "pack", `arch` is sm_XX or compute_XX."""
 
     source: str

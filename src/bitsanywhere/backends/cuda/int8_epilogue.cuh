@@ -1,0 +1,219 @@
+// From int32 sums to the result: both scales, the outlier columns, the bias, rounded once.
+//
+//   out[m, n] = sum[m, n] * (scale_a[m] * scale_b[n]) / 127^2 + extra[m, n] * scale_b[n] / 127 + bias[n]
+//   extra[m, n] = sum over outlier columns c of (a[m, c] - code_a[m, c] * scale_a[m] / 127) * code_b[n, c]
+//
+// Codes of outlier columns need not be zero that way: what they add to the sums is taken off again.
+#pragma once
+#include "int8_math.cuh"
+
+typedef signed char i8;
+
+// sums: for int8_dequant.cuh only. Outlier columns are those marked in mask, (k + 31) / 32 words, which
+// the last of gridDim.x blocks to read it clears again (arrivals is zero before and after); or, if mask is
+// null, the `count` ones in columns. codes_are_zero: in outlier columns.
+struct Arguments {
+  const i8* a;
+  const i8* b;
+  const int* sums;
+  const float* scale_a;
+  const float* scale_b;
+  const Element* bias;
+  Element* out;
+  const Element* activations;
+  u32* mask;
+  u32* arrivals;
+  const u32* columns;
+  i64 m, n, k, stride_a;
+  u32 count, codes_are_zero;
+};
+
+#define OUTLIERS 16
+#define COLUMNS 4
+// A thread's share of a tile: COLUMNS columns of every ROW_STEP-th row, GROUP rows at a time.
+#define ROW_THREADS (TILE_N / COLUMNS)
+#define ROW_STEP (THREADS / ROW_THREADS)
+#define ROWS ((TILE_M + ROW_STEP - 1) / ROW_STEP)
+#define GROUP (ROWS < 4 ? ROWS : 4)
+
+// The threads that do something together, and the barrier that they alone use.
+struct Team {
+  u32 thread, threads, barrier;
+
+  INLINE void sync() const { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory"); }
+};
+
+// Outlier columns' values of a tile, OUTLIERS of them at a time; and how many there are in all.
+struct Outliers {
+  float a[OUTLIERS][TILE_M];
+  float b[OUTLIERS][TILE_N];
+  u32 columns[OUTLIERS];
+  u32 of_warps[THREADS / 32];
+  u32 count;
+};
+
+// The marked columns number start to start + OUTLIERS - 1 into shared.columns; returns how many there
+// are in all.
+INLINE u32 find_columns(const Arguments& args, Outliers& shared, u32 start, const Team& team) {
+  u32 total = 0, warp = team.thread / 32;
+  i64 words = (args.k + 31) / 32;
+  for (i64 first = 0; first < words; first += team.threads) {
+    i64 at = first + team.thread;
+    u32 word = at < words ? __ldcg(args.mask + at) : 0u, index = __popc(word);
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      u32 lower = __shfl_up_sync(0xFFFFFFFFu, index, step);
+      if (team.thread % 32 >= step) index += lower;
+    }
+    if (team.thread % 32 == 31) shared.of_warps[warp] = index;
+    team.sync();
+    index += total - __popc(word);
+    for (u32 w = 0; w < team.threads / 32; w++) {
+      if (w < warp) index += shared.of_warps[w];
+      total += shared.of_warps[w];
+    }
+    for (; word; word &= word - 1, index++)
+      if (index - start < OUTLIERS) shared.columns[index - start] = (u32)at * 32 + __ffs(word) - 1;
+    team.sync();
+  }
+  return total;
+}
+
+// By the first warp of each block's team that has read the mask for the last time.
+INLINE void leave_mask(const Arguments& args, u32 lane) {
+  u32 before = 0;
+  if (lane == 0) before = atomicInc(args.arrivals, gridDim.x - 1);
+  if (__shfl_sync(0xFFFFFFFFu, before, 0) != gridDim.x - 1) return;
+  for (i64 i = lane; i < (args.k + 31) / 32; i += 32) args.mask[i] = 0;
+}
+
+// Brings the outlier columns from number start on to shared memory, for whoever synchronises with
+// the team then.
+INLINE void stage_outliers(const Arguments& args, Outliers& shared, i64 first_m, i64 first_n, u32 start,
+                           const Team& team) {
+  u32 count = args.count;
+  if (args.mask) {
+    count = find_columns(args, shared, start, team);
+    if (team.thread < 32 && start + OUTLIERS >= count) leave_mask(args, team.thread);
+  } else if (start < count) {
+    if (team.thread < OUTLIERS && start + team.thread < count)
+      shared.columns[team.thread] = args.columns[start + team.thread];
+    team.sync();
+  }
+  if (team.thread == 0) shared.count = count;
+  u32 here = start < count ? min(count - start, OUTLIERS) : 0u;
+  // A few loads at a time, so that their latencies overlap.
+  const int batch = 4;
+  for (u32 row = team.thread; here && row < TILE_N && first_n + row < args.n; row += team.threads) {
+    const i8* codes = args.b + (first_n + row) * args.k;
+    for (u32 c = 0; c < here; c += batch) {
+      float values[batch];
+#pragma unroll
+      for (int i = 0; i < batch; i++) values[i] = (float)__ldg(codes + shared.columns[min(c + i, here - 1)]);
+#pragma unroll
+      for (int i = 0; i < batch; i++)
+        if (c + i < here) shared.b[c + i][row] = values[i];
+    }
+  }
+  for (u32 row = team.thread; here && row < TILE_M && first_m + row < args.m; row += team.threads) {
+    const Element* activations = args.activations + (first_m + row) * args.k;
+    const i8* codes = args.a + (first_m + row) * args.stride_a;
+    float scale = __ldg(args.scale_a + first_m + row);
+    for (u32 c = 0; c < here; c += batch) {
+      float values[batch];
+#pragma unroll
+      for (int i = 0; i < batch; i++) {
+        u32 column = shared.columns[min(c + i, here - 1)];
+        values[i] = to_float(__ldg(activations + column));
+        if (!args.codes_are_zero) values[i] = int8_residual(values[i], __ldg(codes + column), scale);
+      }
+#pragma unroll
+      for (int i = 0; i < batch; i++)
+        if (c + i < here) shared.a[c + i][row] = values[i];
+    }
+  }
+}
+
+// Up to COLUMNS consecutive elements of a row of the result.
+INLINE void store(Element* target, const float (&values)[COLUMNS], i64 count, bool whole) {
+  if (whole) {
+#if DTYPE == 0
+    *reinterpret_cast<float4*>(target) = make_float4(values[0], values[1], values[2], values[3]);
+#else
+    *reinterpret_cast<uint2*>(target) = make_uint2(pack_pair(values[0], values[1]), pack_pair(values[2], values[3]));
+#endif
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < COLUMNS; i++)
+    if (i < count) target[i] = from_float(values[i]);
+}
+
+// The tile's part of the result, by a team of THREADS threads numbered as threadIdx.x.
+//
+// sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS
+// outlier columns. shared: what stage_outliers brought at start 0; visible by now, as the sums are.
+INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, Outliers& shared,
+                        const Team& team) {
+  u32 count = shared.count, tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
+  i64 n = first_n + tile_n;
+  bool whole = args.n % COLUMNS == 0;
+  float scale_b[COLUMNS] = {}, bias[COLUMNS] = {};
+#pragma unroll
+  for (int i = 0; i < COLUMNS; i++) {
+    if (n + i >= args.n) break;
+    scale_b[i] = args.scale_b[n + i];
+    if (args.bias) bias[i] = to_float(args.bias[n + i]);
+  }
+  u32 start = 0, end;
+  do {
+    end = min(start + OUTLIERS, count);
+    if (start > 0) {
+      team.sync();
+      stage_outliers(args, shared, first_m, first_n, start, team);
+      team.sync();
+    }
+#pragma unroll 1
+    for (int r = 0; r < ROWS; r += GROUP) {
+      float extra[GROUP][COLUMNS] = {};
+      for (u32 c = 0; c < end - start; c++) {
+        float4 b = *reinterpret_cast<const float4*>(&shared.b[c][tile_n]);
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+          float a = shared.a[c][min(tile_m + (r + g) * ROW_STEP, TILE_M - 1)];
+          extra[g][0] += a * b.x, extra[g][1] += a * b.y, extra[g][2] += a * b.z, extra[g][3] += a * b.w;
+        }
+      }
+#pragma unroll
+      for (int g = 0; g < GROUP; g++) {
+        u32 row = tile_m + (r + g) * ROW_STEP;
+        i64 m = first_m + row;
+        if (row >= TILE_M || m >= args.m || n >= args.n) continue;
+        int4* place = reinterpret_cast<int4*>(sums + row * SUM_STRIDE + tile_n);
+        int4 found = *place;
+        int sum[COLUMNS] = {found.x, found.y, found.z, found.w};
+        float scale_a = args.scale_a[m], values[COLUMNS];
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+          values[i] = start == 0 ? int8_scaled(sum[i], scale_a, scale_b[i]) : float_of(sum[i]);
+          if (start < end) values[i] = int8_with_outliers(values[i], extra[g][i], scale_b[i]);
+          if (end == count) values[i] = add_rn(values[i], bias[i]);
+        }
+        if (end == count)
+          store(args.out + m * args.n + n, values, args.n - n, whole);
+        else
+          *place = make_int4(bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]));
+      }
+    }
+    start = end;
+  } while (end < count);
+}
+
+// As finish_tile, where the int32 sums are the result.
+INLINE void store_sums(const Arguments& args, i64 first_m, i64 first_n, const int* sums) {
+  i64 n = first_n + threadIdx.x % ROW_THREADS * COLUMNS;
+#pragma unroll 1
+  for (u32 row = threadIdx.x / ROW_THREADS; row < TILE_M && first_m + row < args.m; row += ROW_STEP)
+    for (int i = 0; i < COLUMNS; i++)
+      if (n + i < args.n) args.out[(first_m + row) * args.n + n + i] = (Element)sums[row * SUM_STRIDE + n - first_n + i];
+}

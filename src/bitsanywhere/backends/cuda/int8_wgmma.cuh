@@ -1,0 +1,180 @@
+// int8 products on Hopper (sm_90a): wgmma, both operands from shared memory, brought by TMA.
+//
+// A thread block owns TILE_M rows of a by TILE_N rows of b. Of one warpgroup, one thread keeps up to
+// STAGES steps of STEP_K codes under way and three warps fetch outlier columns meanwhile; each of the
+// others multiplies 64 rows of a. The sums go through shared memory to int8_epilogue.cuh.
+#define TILE_M (64 * WARPGROUPS)
+#define THREADS (128 * WARPGROUPS)
+#define STEP_K 128
+#define A_BYTES (TILE_M * STEP_K)
+#define B_BYTES (TILE_N * STEP_K)
+#define STAGE_BYTES (A_BYTES + B_BYTES)
+#define SUMS (TILE_N / 2)
+// Of 32-bit words; rows of sums begin in different banks.
+#define SUM_STRIDE (TILE_N + 8)
+// Registers of a thread, out of an SM's 65536: at the start equally many for all, in eights.
+#define START_REGISTERS (65536 / BLOCKS_A_SM / (THREADS + 128) / 8 * 8)
+#define PRODUCER_REGISTERS 40
+#define MOST_REGISTERS ((START_REGISTERS * (THREADS + 128) - PRODUCER_REGISTERS * 128) / THREADS / 8 * 8)
+#define CONSUMER_REGISTERS (MOST_REGISTERS > 240 ? 240 : MOST_REGISTERS)
+
+#include "pipeline.cuh"
+
+#include "int8_epilogue.cuh"
+
+// The driver's description of a matrix in global memory (cuTensorMapEncodeTiled). It has to lie at
+// a multiple of 64, but is not declared so: parameters begin at 0x210 on sm_90, and for a declared
+// alignment the compiler would lay them out otherwise than a struct. PADDING after Arguments does it.
+struct TensorMap {
+  u64 opaque[16];
+};
+
+#define PADDING 48
+struct Padding {
+  char unused[PADDING];
+};
+
+#define TEN(tens)                                                                                        \
+  "%" #tens "0, %" #tens "1, %" #tens "2, %" #tens "3, %" #tens "4, %" #tens "5, %" #tens "6, %" #tens "7, " \
+  "%" #tens "8, %" #tens "9"
+#define OUT4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define OUT16(i) OUT4(i), OUT4(i + 4), OUT4(i + 8), OUT4(i + 12)
+#define OUT64(i) OUT16(i), OUT16(i + 16), OUT16(i + 32), OUT16(i + 48)
+#define WGMMA(n, sums, a_at, b_at, d_at)                                                \
+  "{ .reg .pred p; setp.ne.b32 p, %" d_at ", 0; wgmma.mma_async.sync.aligned.m64n" n "k32.s32.s8.s8 {" sums \
+  "}, %" a_at ", %" b_at ", p; }"
+
+// d = a * b, or d += a * b if accumulate: 64 rows of a by TILE_N of b, 32 codes along k. Warp w of
+// the four holds rows 16 w on; lane 4 g + t of rows g and g + 8 columns 8 j + 2 t and the next, in d[4 j] on.
+INLINE void wgmma(int (&d)[SUMS], u64 a, u64 b, int accumulate) {
+#if TILE_N == 32
+  asm volatile(WGMMA("32", TEN() ", %10, %11, %12, %13, %14, %15", "16", "17", "18")
+               : OUT16(0)
+               : "l"(a), "l"(b), "r"(accumulate));
+#elif TILE_N == 64
+  asm volatile(WGMMA("64", TEN() ", " TEN(1) ", " TEN(2) ", %30, %31", "32", "33", "34")
+               : OUT16(0), OUT16(16)
+               : "l"(a), "l"(b), "r"(accumulate));
+#elif TILE_N == 128
+  asm volatile(WGMMA("128", TEN() ", " TEN(1) ", " TEN(2) ", " TEN(3) ", " TEN(4) ", " TEN(5) ", %60, %61, %62, %63",
+                     "64", "65", "66")
+               : OUT64(0)
+               : "l"(a), "l"(b), "r"(accumulate));
+#elif TILE_N == 256
+  asm volatile(WGMMA("256",
+                     TEN() ", " TEN(1) ", " TEN(2) ", " TEN(3) ", " TEN(4) ", " TEN(5) ", " TEN(6) ", " TEN(7) ", "
+                     TEN(8) ", " TEN(9) ", " TEN(10) ", " TEN(11) ", %120, %121, %122, %123, %124, %125, %126, %127",
+                     "128", "129", "130")
+               : OUT64(0), OUT64(64)
+               : "l"(a), "l"(b), "r"(accumulate));
+#endif
+}
+
+// Rows of 128 bytes, in groups of 8 swizzled by 128 bytes, from an address that is a multiple of 1024.
+INLINE u64 descriptor(const char* rows) {
+  return ((u64)(shared_address(rows) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
+}
+
+INLINE void expect_bytes(Barrier& barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier.state)), "r"(bytes)
+               : "memory");
+}
+
+// Fetches STEP_K codes from k on of as many rows as the map says; the barrier counts the bytes.
+INLINE void fetch(const TensorMap& map, char* target, Barrier& barrier, int k, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(target)),
+      "l"(&map), "r"(shared_address(&barrier.state)), "r"(k), "r"(row)
+      : "memory");
+}
+
+struct Pipeline {
+  Barrier full[STAGES], empty[STAGES];
+};
+
+INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages, int first_m,
+                    int first_n, int steps) {
+  u32 slot = 0, phase = 0;
+  for (int step = 0; step < steps; step++) {
+    if (step >= STAGES) pipeline.empty[slot].wait(phase - 1);
+    char* stage = stages + slot * STAGE_BYTES;
+    expect_bytes(pipeline.full[slot], STAGE_BYTES);
+    fetch(a_map, stage, pipeline.full[slot], step * STEP_K, first_m);
+    fetch(b_map, stage + A_BYTES, pipeline.full[slot], step * STEP_K, first_n);
+    if (++slot == STAGES) slot = 0, phase++;
+  }
+}
+
+INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps) {
+  u32 group = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0), slot = 0, phase = 0;
+  for (int step = 0; step < steps; step++) {
+    pipeline.full[slot].wait(phase);
+    u64 a = descriptor(stages + slot * STAGE_BYTES + group * 64 * STEP_K);
+    u64 b = descriptor(stages + slot * STAGE_BYTES + A_BYTES);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (int j = 0; j < STEP_K / 32; j++) wgmma(d, a + 2 * j, b + 2 * j, step > 0 || j > 0);
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" ::: "memory");
+    // Now the step before is done with.
+    pipeline.empty[slot == 0 ? STAGES - 1 : slot - 1].arrive_if(step > 0 && threadIdx.x % 32 == 0);
+    if (++slot == STAGES) slot = 0, phase++;
+  }
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(d[i])::"memory");
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS + 128, BLOCKS_A_SM)
+int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Padding padding,
+           const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map) {
+  __shared__ Pipeline pipeline;
+#if !RAW
+  __shared__ __align__(16) Outliers outliers;
+#endif
+  extern __shared__ uint4 dynamic[];
+  char* stages = reinterpret_cast<char*>(dynamic);
+  stages += (1024 - shared_address(stages) % 1024) % 1024;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      pipeline.full[i].init(1);
+      pipeline.empty[i].init(THREADS / 32);
+    }
+  }
+  publish_barriers();
+  i64 m_tiles = (args.m + TILE_M - 1) / TILE_M;
+  i64 first_m = blockIdx.x % m_tiles * TILE_M, first_n = blockIdx.x / m_tiles * TILE_N;
+  int steps = (int)((args.k + STEP_K - 1) / STEP_K);
+  // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
+  u32 warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
+  if (warp >= THREADS / 32) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, (int)first_m, (int)first_n, steps);
+#if !RAW
+    if (warp > THREADS / 32) {
+      Team team{threadIdx.x - THREADS - 32, 96, 2};
+      stage_outliers(args, outliers, first_m, first_n, 0, team);
+      asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+    }
+#endif
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    int d[SUMS];
+    consume(d, pipeline, stages, steps);
+    // The stages are read no more.
+    sync_threads(3, THREADS);
+    int* sums = reinterpret_cast<int*>(stages);
+    u32 lane = threadIdx.x % 32, row = warp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < SUMS; i += 2)
+      *reinterpret_cast<int2*>(sums + (row + i / 2 % 2 * 8) * SUM_STRIDE + i / 4 * 8 + lane % 4 * 2) = make_int2(d[i], d[i + 1]);
+#if RAW
+    sync_threads(3, THREADS);
+    store_sums(args, first_m, first_n, sums);
+#else
+    // With those who fetched the outliers.
+    sync_threads(1, THREADS + 96);
+    finish_tile(args, first_m, first_n, sums, outliers, Team{threadIdx.x, THREADS, 3});
+#endif
+  }
+}

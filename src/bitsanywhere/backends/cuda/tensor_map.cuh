@@ -1,0 +1,25 @@
+// Copies of boxes of a matrix to shared memory by Hopper's copy engine (TMA).
+#pragma once
+#include "pipeline.cuh"
+
+// The driver's description of a matrix in global memory (cuTensorMapEncodeTiled). It has to lie at a
+// multiple of 64, but is not declared so: parameters begin at 0x210 on sm_90, and for a declared
+// alignment the compiler would lay them out otherwise than a struct.
+struct TensorMap {
+  u64 opaque[16];
+};
+
+// Arrives at the barrier, whose phase now also waits for so many bytes.
+INLINE void expect_bytes(Barrier& barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier.state)), "r"(bytes)
+               : "memory");
+}
+
+// Fetches the box that begins at a byte of a row; the barrier counts its bytes.
+INLINE void fetch_box(const TensorMap& map, char* target, Barrier& barrier, int byte, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(target)),
+      "l"(&map), "r"(shared_address(&barrier.state)), "r"(byte), "r"(row)
+      : "memory");
+}
