@@ -62,7 +62,7 @@ def validation(stem: str, content: dict[str, Any]) -> str:
         f"{versions}; {machine['date']}.{reference}\n",
     ]
     for suite in content["suites"]:
-        lines.append(f"### {suite['suite']}\n")
+        lines.append(f"### {suite['suite']}\n\n{suite.get('text', '')}\n")
         header = ("passed", "pass line", "measured", "allowed", "bitsandbytes")
         lines.append(table(header, [_line(line) for line in suite["lines"]]))
         lines += [f"Not measured: {name}: {why}\n" for name, why in suite["errors"].items()]

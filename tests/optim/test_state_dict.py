@@ -194,6 +194,14 @@ def no_groups(d):
     d["param_groups"] = []
 
 
+def no_groups_at_all(d):
+    del d["param_groups"]
+
+
+def no_state(d):
+    del d["state"]
+
+
 def broken_groups(d):
     d["param_groups"] = [{"lr": 1}]
 
@@ -203,7 +211,7 @@ def broken_groups(d):
     [
         drop_absmax, cut_state, cut_absmax, half_absmax, cut_map, mixed, long_state, no_state2,
         bad_step, no_step, unknown, not_a_dict, not_nested, fewer_parameters, no_groups,
-        broken_groups,
+        broken_groups, no_groups_at_all, no_state,
     ],
 )  # fmt: skip
 def test_what_does_not_fit_changes_nothing(spoil):

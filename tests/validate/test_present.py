@@ -9,6 +9,7 @@ import pytest
 
 from bitsanywhere.validate.plan import BF16, OURS, TITLES
 from bitsanywhere.validate.present import page, section, summary
+from bitsanywhere.validate.present.reasons import reason
 from bitsanywhere.validate.present.svg import Bar, bar_plot, histogram, line_plot, ticks
 from bitsanywhere.validate.run import validate
 
@@ -102,3 +103,29 @@ def test_histograms_and_lines_of_one_value_can_be_drawn():
     ):
         assert "nan" not in svg
         ElementTree.fromstring(svg)
+
+
+def test_reasons_are_given_only_where_the_columns_tell(tiny_plan, outcomes):
+    texts = {outcome.suite: reason(outcome) for outcome in outcomes}
+    assert set(texts.values()) == {""}
+    price, kernels = outcomes[1].lines
+    missed = dataclasses.replace(price, measured=0.2, peer=0.21)
+    told = reason(dataclasses.replace(outcomes[1], lines=(missed, kernels)))
+    assert "not the kernels'" in told
+    assert "bitsandbytes measures the same: 0.21" in told
+    other = dataclasses.replace(missed, peer=0.4)
+    assert "bitsandbytes" not in reason(dataclasses.replace(outcomes[1], lines=(other, kernels)))
+    worse = dataclasses.replace(kernels, measured=0.5)
+    assert reason(dataclasses.replace(outcomes[1], lines=(missed, worse))) == ""
+
+
+def test_guessing_is_said_only_of_a_model_that_guesses(outcomes):
+    carroll = outcomes[3]
+    line = dataclasses.replace(carroll.lines[0], measured=9)
+    right = (-1.0, -2.0, -2.0, -2.0)
+    wrong = (-3.0, -2.0, -2.0, -2.0)
+    for right_of_58, words in ((17, "no better than guessing (29.3%"), (52, "")):
+        rows = tuple(right if i < right_of_58 else wrong for i in range(58))
+        columns = {BF16: dataclasses.replace(carroll.columns[BF16], likelihoods=rows)}
+        told = reason(dataclasses.replace(carroll, lines=(line,), columns=columns))
+        assert (words in told) if words else told == ""

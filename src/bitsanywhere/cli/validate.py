@@ -127,6 +127,7 @@ def write_report(plan: Plan, outcomes: list[Outcome]) -> None:
         shown = section(outcome, plan.settings)
         if shown is None:
             continue
+        suites[-1]["text"] = shown.text
         suites[-1]["tables"] = [asdict(table) for table in shown.tables]
         suites[-1]["figures"] = {figure.name: figure.caption for figure in shown.figures}
         for figure in shown.figures:

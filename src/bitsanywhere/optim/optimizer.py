@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -272,7 +273,13 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
         Raises:
             CheckpointError: sizes, dtypes or groups do not fit; nothing was changed.
         """
-        params = states.match(self.param_groups, state_dict["param_groups"])
+        if not isinstance(state_dict.get("state"), Mapping):
+            raise CheckpointError(
+                f"The state dict has the keys {', '.join(map(str, state_dict))}",
+                'It must have "state", a dict, and "param_groups".',
+                states.MEND,
+            )
+        params = states.match(self.param_groups, state_dict.get("param_groups"))
         rule = RULES[self.optimizer_name]
         flat = {}
         for key, value in state_dict["state"].items():

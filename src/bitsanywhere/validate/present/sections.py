@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitsanywhere.validate import carroll, logits, roundtrip, training
 from bitsanywhere.validate.plan import BF16, OURS, TITLES, Settings
+from bitsanywhere.validate.present.reasons import CHANCE, reason
 from bitsanywhere.validate.present.svg import Bar, bar_plot, histogram, line_plot
 from bitsanywhere.validate.run import Outcome
 from bitsanywhere.validate.scoring import chosen
@@ -17,7 +18,6 @@ from bitsanywhere.validate.statistics import Interval, mean_and_error
 from bitsanywhere.validate.theory import promised
 
 WORST = 8
-CHANCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class Section:
 
 def section(outcome: Outcome, settings: Settings) -> Section | None:
     """The section of an outcome; None where a column that it needs is missing."""
-    return _SECTIONS[outcome.suite](outcome.columns, settings) if outcome.lines else None
+    if not outcome.lines:
+        return None
+    shown = _SECTIONS[outcome.suite](outcome.columns, settings)
+    return replace(shown, text=f"{shown.text} {reason(outcome)}".strip())
 
 
 def _titles(columns: dict[str, Any]) -> list[str]:
