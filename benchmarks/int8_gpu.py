@@ -106,21 +106,21 @@ def measure(n: int, k: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measures all shapes and writes one JSON file."""
+    """Measures all shapes and writes one JSON file, anew after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     name = torch.cuda.get_device_name()
     default = RESULTS / f"int8_gpu_{name.lower().replace(' ', '_')}.json"
     parser.add_argument("--out", type=Path, default=default)
     out = parser.parse_args().out
     torch.manual_seed(0)
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with torch.no_grad():
         for shape in SHAPES:
             rows += measure(*shape)
             torch.cuda.empty_cache()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(name), "rows": rows}
-    out.write_text(json.dumps(content, indent=1) + "\n")
+            content = {"environment": environment(name), "rows": rows}
+            out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
 
 

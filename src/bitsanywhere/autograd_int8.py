@@ -174,9 +174,9 @@ def autocast(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A and bias in the dtype that autocast asks for on their device, if it is on there."""
     device = A.device.type
-    if not torch.isautocast_enabled(device) or not A.is_floating_point():
+    if not torch.is_autocast_enabled(device) or not A.is_floating_point():
         return A, bias
-    dtype = torch.getautocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device)
     return A.to(dtype), None if bias is None else bias.to(dtype)
 
 

@@ -107,10 +107,10 @@ def _meta_model(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> tup
                 "Quantizing twice only adds error.",
                 "Use it as it is, or quantize the checkpoint it was made from.",
             )
-    kind, model_class = config.get("model_type"), _model_class(config)
+    model_class = _model_class(config)
     content = {key: copy.deepcopy(value) for key, value in config.items() if key != "auto_map"}
     try:
-        configuration = CONFIG_MAPPING[kind].from_dict(content)
+        configuration = CONFIG_MAPPING[str(config["model_type"])].from_dict(content)
         dtype = _dtype_of(configuration, tensors)
         with torch.device("meta"):
             return configuration, model_class._from_config(configuration, dtype=dtype)

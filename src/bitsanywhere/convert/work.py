@@ -168,6 +168,8 @@ class Work:
 
     def commit(self) -> None:
         """Makes what is finished durable: first the data, then the journal's lines."""
+        if not self._pending:
+            return
         for file in self._files:
             _sync(file)
         for name, state in self._pending.items():

@@ -60,7 +60,7 @@ def problems(source: KernelSource, arch: str, compiler: nvrtc.Nvrtc) -> Iterator
         yield f"spills {compiled.spill_bytes} bytes"
     if compiled.shared_bytes is None or compiled.shared_bytes > MOST_STATIC:
         yield f"takes {compiled.shared_bytes} bytes of static shared memory"
-    if re.search(r"\(C75\d\d\)", compiled.log):
+    if "C7518" in compiled.log or "setmaxnreg" in compiled.log:
         yield "wgmma is serialized, or setmaxnreg ignored"
 
 
@@ -107,13 +107,16 @@ def hopper() -> Target:
 
 
 def test_shared_memory_is_what_the_configuration_says(newest):
-    configs = gemm_4bit_config.every_config(torch.bfloat16, hopper())
-    for config in configs:
+    static: dict[KernelSource, int | None] = {}
+    for config in gemm_4bit_config.every_config(torch.bfloat16, hopper()):
         if isinstance(config, gemm_4bit_config.GeneralConfig):
             continue
-        compiled = compile_source(config.source(torch.bfloat16), "sm_90", nvrtc=newest)
-        assert compiled.shared_bytes is not None
-        assert compiled.shared_bytes + config.stages_bytes <= config.shared_memory
+        source = config.source(torch.bfloat16)
+        if source not in static:
+            static[source] = compile_source(source, "sm_90", nvrtc=newest).shared_bytes
+        taken = static[source]
+        assert taken is not None
+        assert taken + config.stages_bytes <= config.shared_memory
 
 
 def test_tensor_maps_lie_at_a_multiple_of_64(newest):

@@ -10,6 +10,7 @@ import torch
 
 from bitsanywhere.backends.cuda import gemm_4bit
 from bitsanywhere.backends.cuda.gemm_4bit import Product
+from bitsanywhere.backends.cuda.gemm_4bit_config import choose
 from bitsanywhere.targets import known
 
 HOST = -1
@@ -73,7 +74,8 @@ def test_every_field_arrives(launches, weight, nested, with_bias):
     bias_pointer = 0 if bias is None else bias.data_ptr()
     assert fields[:9] == (*pointers, weight.code.data_ptr(), bias_pointer, out.data_ptr())
     assert fields[9:11] in ((0, 0), (0x1000, 0x2000))
-    assert fields[11:] == (6, N, K, 6)
+    config = choose(6, N, K, torch.bfloat16, 64, known("agx-orin"))
+    assert fields[11:] == (6, N, K, 6, getattr(config, "stages", 0))
 
 
 def test_another_number_of_rows_or_dtype_is_another_plan(launches, weight):

@@ -211,8 +211,8 @@ def run(
 ) -> torch.Tensor:
     """A @ dequantize(B).T + bias; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
     product = bind(A.device, tuple(shapeB), blocksize, quant_type)
-    addend, *nested = (x if x is None else x.contiguous() for x in (bias, *nested))
-    result = product(A, B.contiguous(), addend, absmax.contiguous(), *nested)
+    addend, *statistics = (x if x is None else x.contiguous() for x in (bias, *nested))
+    result = product(A, B.contiguous(), addend, absmax.contiguous(), *statistics)
     assert result is not None, "arguments that were checked fit"
     return result
 

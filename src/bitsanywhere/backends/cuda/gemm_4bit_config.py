@@ -220,7 +220,7 @@ def choose(
     if tensor_cores and aligned and k % 32 == 0 and k > 0:
         small = n * k < 1 << 25
         if target.arch == "sm_90" and m > 16:
-            possible = n % 2 == 0 and m <= 2048
+            possible = n % 2 == 0 and m <= 1024
             return _wgmma_config(m, n, k, chunk, target) if possible else DequantizeConfig()
         if m <= 64 or (m <= 128 and not small and target.major >= 8):
             return _tensor_config(m, n, k, chunk, target)

@@ -166,7 +166,7 @@ def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
     tile_n = 256 if warpgroups == 2 else 64
     while tile_n > 32 and rows * -(-n // tile_n) < 0.8 * target.sm_count:
         tile_n //= 2
-    stages, blocks = {256: (4, 1), 128: (6, 1), 64: (4, 2), 32: (6, 2)}[tile_n]
+    stages, blocks = {256: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}[tile_n]
     return WgmmaConfig(
         warpgroups=warpgroups, tile_n=tile_n, stages=stages, blocks_a_sm=blocks,
         grid=rows * -(-n // tile_n),

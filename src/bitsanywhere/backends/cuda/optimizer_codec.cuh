@@ -6,8 +6,8 @@
 // codes of both its ends, and up to which of the 65536 other mantissas the first is right. A
 // codebook of which two starts that differ share a bucket is served by bisection over the starts.
 //
-// Other than codec8.cuh has it, negative values never take a code of the other sign, and a start may
-// be off by one float, as adding 2^-17 is rounded: upwards, so that zero alone stays at 2^-17.
+// Other than codec8.cuh has it, a start may be off by one float, as adding 2^-17 is rounded: upwards,
+// so that zero alone stays at 2^-17. Zero is positive: no sum of a state's terms is a negative one.
 #pragma once
 #include "codec8.cuh"
 
@@ -69,6 +69,9 @@ INLINE u32 entry8(const float* starts, u32 zero, u32 bucket, bool negative, bool
     float size = float_of(bits | (end ? 0xFFFFu : 0u)) - LIFT;
     codes[end] = code_by_bisection(starts, negative ? -size : size);
   }
+  // Negative values up to 2^-25 share their grid point with positive ones.
+  if (bucket == 0 && negative)
+    return 0x8000u << 16 | codes[1] << 8 | code_by_bisection(starts, float_of(1));
   if (bucket == 0) return codes[1] << 8 | zero;
   u32 near = codes[0], far = codes[1];
   if (near == far) return 0xFFFFu << 16 | near << 8 | near;

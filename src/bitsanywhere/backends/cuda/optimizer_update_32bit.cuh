@@ -1,7 +1,6 @@
 // optimizer_update_32bit: one step of many tensors with float32 states (math: optimizer_rules.cuh).
 //
-// A warp takes a block of 256 elements, four times two or four a lane: lane l holds, of each half of
-// the block, the elements from l * 4 on.
+// A warp takes a block of 256 elements: lane l holds the four from l * 4 on of each half.
 #include "optimizer_tensors.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, RULE == ADEMAMIX ? 2 : 3)

@@ -81,17 +81,6 @@ class FakeDriver:
         self.launches.append((tuple(dims), shared, stream.value or 0, packed))
         return self._codes.pop(0) if self._codes else 0
 
-    def launch_kernel_ex(self, config, function, parameters, extra):
-        *dims, shared, stream, attributes, count = struct.unpack(
-            "<7I4xQQI4x", ctypes.string_at(config.value, 56)
-        )
-        assert count == 1
-        # Programmatic stream serialization, on.
-        assert struct.unpack("<iii", ctypes.string_at(attributes, 12)) == (6, 0, 1)
-        self.events.append("early")
-        queue = ctypes.c_void_p(stream)
-        return self.launch_kernel(function, *dims, shared, queue, parameters, extra)
-
     @contextmanager
     def current(self, device_index):
         self.events.append(("push", device_index))

@@ -77,19 +77,18 @@ def test_a_grid_is_never_cut_to_32_bits(fake_driver):
     assert driver.launches == []
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_a_bound_kernel_launches_alike(fake_driver, early):
+def test_a_bound_kernel_launches_alike(fake_driver):
     image = Image("k", "sm_87", "<24s", b"image")
     driver = fake_driver(codes=[0, 400])
     kernel = LoadedKernel(image, 1, "test", driver)
-    launch_it = kernel.bind((3, 2), 128, 1024, "<QqiI", early)
+    launch_it = kernel.bind((3, 2), 128, 1024, "<QqiI")
     launch_it(0xDEADBEEF0, 1 << 63, -1, -2, 7)
     launch_it(0, 1 << 63, -1, -2, 7)
     packed = struct.pack("<QqiI", 1 << 63, -1, -2, 7)
     first = ((3, 2, 1, 128, 1, 1), 1024, 0xDEADBEEF0, packed)
     again = (*first[:2], 0, packed)
     assert driver.launches == [first, again, again]
-    assert driver.events == ["early"] * 2 * early + [("push", 1), ("pop", 1)]
+    assert driver.events == [("push", 1), ("pop", 1)]
 
 
 def test_a_bound_layout_must_fill_the_parameters(fake_driver):

@@ -56,7 +56,6 @@ class Driver:
             ) from error
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self.launch_kernel = self._library.cuLaunchKernel
-        self.launch_kernel_ex = self._library.cuLaunchKernelEx
         version = ctypes.c_int()
         self._call("cuInit", 0)
         self._call("cuDriverGetVersion", ctypes.byref(version))

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _NULL = ctypes.c_void_p(0)
 _MOST_BLOCKS = 2**31 - 1
 _PARAM_BUFFER, _PARAM_BUFFER_BYTES = 1, 2
-_PROGRAMMATIC_SERIALIZATION = 6
-_pack_stream = struct.Struct("<Q").pack_into
 
 
 def _raw_current_stream(device_index: int) -> int:
@@ -67,22 +65,6 @@ class _Arguments(threading.local):
             None,
         )
         self.buffer_and_extra = self.buffer, ctypes.c_void_p(ctypes.addressof(self._extra))
-
-
-class _EarlyConfig(threading.local):
-    """A thread's own CUlaunchConfig of a launch that may begin before the kernel before it ends."""
-
-    STREAM_OFFSET = 32
-
-    def __init__(self, dimensions: tuple[int, ...]) -> None:
-        # Attribute: number, padding, a union of 64 bytes that begins with the value.
-        self._attribute = ctypes.create_string_buffer(
-            struct.pack("<iiq56x", _PROGRAMMATIC_SERIALIZATION, 0, 1)
-        )
-        address = ctypes.addressof(self._attribute)
-        config = struct.pack("<7I4xQQI4x", *dimensions, 0, address, 1)
-        self.buffer = ctypes.create_string_buffer(config)
-        self.pointer = ctypes.c_void_p(ctypes.addressof(self.buffer))
 
 
 class LoadedKernel:
@@ -135,7 +117,7 @@ class LoadedKernel:
             self._failed(code, dimensions, stream, extra)
 
     def bind(
-        self, grid: Sequence[int], block: int, shared: int, layout: str, early: bool = False
+        self, grid: Sequence[int], block: int, shared: int, layout: str
     ) -> Callable[..., None]:
         """The kernel with a fixed grid: a function of the stream and the arguments.
 
@@ -145,8 +127,6 @@ class LoadedKernel:
             grid, block, shared: as `launch` takes them.
             layout: `struct` format of the arguments; those of a kernel that takes one structure
                 are its fields.
-            early: the kernel may begin before the one before it in the stream has ended, if that
-                one lets it; it waits (`griddepcontrol.wait`, sm_90 on) before it touches memory.
 
         Raises:
             InvalidArgumentError: the layout is not as long as the kernel's parameters, or the grid
@@ -169,20 +149,7 @@ class LoadedKernel:
             if code:
                 self._failed(code, dimensions, stream, extra)
 
-        if not early:
-            return launch
-        configs, start_early = _EarlyConfig(dimensions), self._driver.launch_kernel_ex
-
-        def launch_early(stream: int, *values: int | bytes) -> None:
-            buffer, extra = arguments.buffer_and_extra
-            pack_into(buffer, 0, *values)
-            _pack_stream(configs.buffer, configs.STREAM_OFFSET, stream)
-            code = start_early(configs.pointer, function, None, extra)
-            if code:
-                # Launched once more, if at all, in the ordinary way.
-                self._failed(code, dimensions, stream, extra)
-
-        return launch_early
+        return launch
 
     def _submit(self, dimensions: tuple[int, ...], stream: int, extra: ctypes.c_void_p) -> int:
         queue = ctypes.c_void_p(stream) if stream else _NULL
