@@ -52,7 +52,7 @@ def section(outcome: Outcome, settings: Settings) -> Section | None:
     if not outcome.lines:
         return None
     shown = _SECTIONS[outcome.suite](outcome.columns, settings)
-    return replace(shown, text=f"{shown.text} {reason(outcome)}".strip())
+    return replace(shown, text=f"{shown.text} {reason(outcome).strip()}".strip())
 
 
 def _titles(columns: dict[str, Any]) -> list[str]:
