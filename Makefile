@@ -13,7 +13,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/python examples/qlora_demo.py
 
 test: $(VENV)/test.done $(NVRTC126)/done
-	NVRTC12=$(NVRTC126) $(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	NVRTC12=$(NVRTC126) $(BIN)/python -m pytest -n 2 -m "not gpu and not slow" $(ARGS)
 
 # Every kernel for every architecture, and the whole demo: some twelve minutes more.
 slow-test: $(VENV)/test.done

@@ -185,9 +185,14 @@ def measure(jobs: list[Job], bandwidth: float) -> list[dict[str, Any]]:
                 row.setdefault("failed", {})[library] = str(error).splitlines()[0]
                 torch.cuda.synchronize()
                 continue
+            fraction = facts.get("bytes", 0) / seconds / bandwidth
+            if fraction > 1 and "size" in facts:
+                # The work was not in the graph: it went to another stream.
+                row.setdefault("failed", {})[library] = "faster than memory: not captured"
+                continue
             row["microseconds"][library] = seconds * 1e6
             if "bytes" in facts and library != "cublas bfloat16":
-                row["fraction"][library] = facts["bytes"] / seconds / bandwidth
+                row["fraction"][library] = fraction
         tqdm.write(f"{name}: " + line(row))
         rows.append(row)
     return rows

@@ -77,6 +77,7 @@ def sources_of(arch: int) -> list[KernelSource]:
     return list(dict.fromkeys(source for target in targets for source in kernel_sources(target)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_everything_compiles(arch, newest):
     if arch not in newest.archs:
@@ -84,6 +85,7 @@ def test_everything_compiles(arch, newest):
     check_all(sources_of(arch), f"sm_{arch}", newest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS_12_6)
 def test_everything_compiles_with_nvrtc_12_6(arch, nvrtc_12_6):
     check_all(sources_of(arch), f"sm_{arch}", nvrtc_12_6)
@@ -106,6 +108,7 @@ def hopper() -> Target:
     return known("h100")
 
 
+@pytest.mark.slow
 def test_shared_memory_is_what_the_configuration_says(newest):
     static: dict[KernelSource, int | None] = {}
     for config in gemm_4bit_config.every_config(torch.bfloat16, hopper()):
