@@ -158,7 +158,7 @@ def test_processes_measure_what_suites_ask_for(tiny_plan):
     for suite, outcome in outcomes.items():
         # stock bitsandbytes cannot multiply with rows of 96 on some CPUs; that is told, no more
         assert set(outcome.errors) <= {PEER}, outcome.errors
-        assert tuple([*outcome.columns, *outcome.errors]) == plan.columns(suite)
+        assert (*outcome.columns, *outcome.errors) == plan.columns(suite)
     assert outcomes["roundtrip"].passed
     if plan.peer:
         columns = outcomes["roundtrip"].columns

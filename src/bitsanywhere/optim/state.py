@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -115,7 +115,7 @@ def match(groups: Sequence[Mapping[str, Any]], saved: Any) -> dict[Any, torch.Te
 
 def check_loaded(name: str, state: Mapping[str, Any], rule: Rule, p: torch.Tensor) -> None:
     """Raises CheckpointError unless a flat state fits the rule and the parameter."""
-    step = state.get("step")
+    step = cast(Any, state.get("step"))
     if isinstance(step, torch.Tensor) and step.numel() == 1:
         step = step.item()
     if not isinstance(step, (int, float)) or step < 0 or step != int(step):
@@ -140,7 +140,7 @@ def check_loaded(name: str, state: Mapping[str, Any], rule: Rule, p: torch.Tenso
 def _tensor(
     name: str, state: Mapping[str, Any], key: str, dtypes: Sequence[torch.dtype], count: int
 ) -> torch.Tensor:
-    tensor = state.get(key)
+    tensor = cast(Any, state.get(key))
     if not isinstance(tensor, torch.Tensor):
         raise CheckpointError(f"{name}: {key} is {type(tensor).__name__}", "A tensor is due.", MEND)
     if tensor.dtype not in dtypes or tensor.numel() != count:
