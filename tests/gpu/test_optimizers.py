@@ -293,7 +293,8 @@ def test_paged_tensors_move_and_are_freed():
     assert torch.cuda.mem_get_info()[0] < free
     del large
     gc.collect()
-    assert torch.cuda.mem_get_info()[0] >= free - (64 << 20)
+    # Half of it would be missed; other processes may take some meanwhile.
+    assert torch.cuda.mem_get_info()[0] >= free - (1 << 29)
     assert F.get_paged(0, 3).shape == (0, 3)
 
 

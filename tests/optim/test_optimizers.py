@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
 import io
 import warnings
@@ -344,57 +343,6 @@ def test_update_step_moves_one_parameter():
         parts.update_step(group, p, 0, pindex)
     assert torch.equal(a, b)
     assert torch.equal(c, d)
-
-
-class TestManager:
-    @pytest.fixture(autouse=True)
-    def manager(self):
-        manager = optim.GlobalOptimManager.get_instance()
-        manager.initialize()
-        yield manager
-        manager.initialize()
-
-    def test_there_is_one(self, manager):
-        assert optim.GlobalOptimManager.get_instance() is manager
-        with pytest.raises(InvalidArgumentError, match="get_instance"):
-            optim.GlobalOptimManager()
-
-    def test_single_parameters(self, manager):
-        a, b, c = (parameter(70, 70, seed=i) for i in range(3))
-        manager.register_parameters([a, b, c])
-        manager.override_config(a, "optim_bits", 32)
-        manager.override_config([b, c], key_value_dict={"lr": 0.0})
-        manager.override_config(c, "weight_decay", 0.5)
-        start = b.detach().clone()
-        optimizer = optim.AdamW8bit([a, b, c])
-        optimizer.step()
-        assert optimizer.state[a]["state1"].dtype == torch.float32
-        assert optimizer.state[b]["state1"].dtype == torch.uint8
-        assert torch.equal(b, start)
-        assert optimizer.get_config(0, 2, optimizer.param_groups[0])["weight_decay"] == 0.5
-        with pytest.raises(InvalidArgumentError):
-            manager.override_config(a)
-
-    def test_modules(self, manager):
-        """The weight counts that the module has at the first step."""
-        embedding, linear = torch.nn.Embedding(100, 64), torch.nn.Linear(64, 100)
-        manager.register_module_override(embedding, "weight", {"optim_bits": 32})
-        embedding.weight = torch.nn.Parameter(embedding.weight.detach().clone())
-        linear(embedding(torch.tensor([1, 2]))).sum().backward()
-        optimizer = optim.Adam8bit([*embedding.parameters(), *linear.parameters()])
-        optimizer.step()
-        assert optimizer.state[embedding.weight]["state1"].dtype == torch.float32
-        assert optimizer.state[linear.weight]["state1"].dtype == torch.uint8
-
-    def test_nothing_is_kept_alive(self, manager):
-        linear = torch.nn.Linear(4, 4)
-        manager.override_config(linear.weight, "optim_bits", 32)
-        manager.register_module_override(linear, "bias", {"optim_bits": 32})
-        del linear
-        gc.collect()
-        assert manager.pid2config == {}
-        assert manager.overrides([]) == {}
-        assert manager._modules == []
 
 
 def test_signatures_are_callable_by_position():
