@@ -145,7 +145,9 @@ def test_a_real_ctrl_c_ends_the_worker_too(model, tmp_path):
         "pathlib.Path(os.environ['STARTED']).write_text(str(os.getpid()))\ntime.sleep(60)\n"
     )
     started, out = tmp_path / "started", tmp_path / "out"
-    script = SCRIPT.replace(
+    # What runs in the background of a shell without job control is born with SIGINT ignored.
+    heed = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = heed + SCRIPT.replace(
         "run.peer", f"sys.executable = {str(stand_in.with_suffix(''))!r}\nrun.peer"
     )
     wrapper = stand_in.with_suffix("")
