@@ -15,9 +15,9 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done $(NVRTC126)/done
 	NVRTC12=$(NVRTC126) $(BIN)/python -m pytest -n 2 -m "not gpu and not slow" $(ARGS)
 
-# Every kernel for every architecture, and the whole demo: some twelve minutes more.
-slow-test: $(VENV)/test.done
-	$(BIN)/python -m pytest -m slow $(ARGS)
+# Every kernel with NVRTC 12.6 too, the whole demo and other long tests.
+slow-test: $(VENV)/test.done $(NVRTC126)/done
+	NVRTC12=$(NVRTC126) $(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/test.done docs
 	$(BIN)/ruff check .

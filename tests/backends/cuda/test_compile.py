@@ -60,8 +60,9 @@ def problems(source: KernelSource, arch: str, compiler: nvrtc.Nvrtc) -> Iterator
         yield f"spills {compiled.spill_bytes} bytes"
     if compiled.shared_bytes is None or compiled.shared_bytes > MOST_STATIC:
         yield f"takes {compiled.shared_bytes} bytes of static shared memory"
-    # C7517, a wait for results that are used next, costs nothing that was not asked for.
-    if re.search(r"\(C75(?!17)\d\d\)", compiled.log) or "setmaxnreg" in compiled.log:
+    # C7517, a wait for results that are used next, is harmless. The ptxas of CUDA 12.6 serializes
+    # all of our wgmma (C7515): right, but slower.
+    if compiler.version >= (13, 0) and re.search(r"\(C75(?!17)\d\d\)|setmaxnreg", compiled.log):
         yield "wgmma is serialized, or setmaxnreg ignored"
 
 
@@ -78,7 +79,6 @@ def sources_of(arch: int) -> list[KernelSource]:
     return list(dict.fromkeys(source for target in targets for source in kernel_sources(target)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_everything_compiles(arch, newest):
     if arch not in newest.archs:
@@ -109,7 +109,6 @@ def hopper() -> Target:
     return known("h100")
 
 
-@pytest.mark.slow
 def test_shared_memory_is_what_the_configuration_says(newest):
     static: dict[KernelSource, int | None] = {}
     for config in gemm_4bit_config.every_config(torch.bfloat16, hopper()):
