@@ -20,7 +20,7 @@ TABLES = {
     "cpu": (
         ("cpu.json", r"(de)?quantize_4bit|linear (training|eval) M=(1|64|256) ", "milliseconds"),
         ("optimizers_cpu.json", r"AdamW8bit.*, 1 tensors", "milliseconds"),
-        ("int8_cpu.json", r".* M=(1|256) .*threshold 6", "milliseconds"),
+        ("int8_cpu.json", r"linear threshold=6 M=(1|64|256) 4096x4096", "milliseconds"),
     ),
     "gpu": (
         (
@@ -45,11 +45,12 @@ def table(name: str) -> str:
         for path in sorted(RESULTS.glob(pattern)):
             results = json.loads(path.read_text())
             sources.append(source(results))
-            for row in results["rows"]:
-                title = case(row)
-                if re.match(shown, title):
-                    times = {k: v for k, v in row[unit].items() if possible(row, k)}
-                    lines.append(f"| {' | '.join([title, *cells(times, SHORT[unit])])} |")
+            rows = [row for row in results["rows"] if re.match(shown, case(row))]
+            if not rows:
+                raise SystemExit(f"{path.name}: no row is called {shown!r}")
+            for row in rows:
+                times = {k: v for k, v in row[unit].items() if possible(row, k)}
+                lines.append(f"| {' | '.join([case(row), *cells(times, SHORT[unit])])} |")
     return "\n".join([*lines, "", *(f"{text}\n" for text in dict.fromkeys(sources))]).rstrip()
 
 
