@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
+# The same data draw the same file.
+matplotlib.rcParams["svg.hashsalt"] = "bitsanywhere"
 import matplotlib.pyplot as plt
 
 from benchmarks.measure import RESULTS
