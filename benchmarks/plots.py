@@ -8,12 +8,12 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-# The same data draw the same file.
-matplotlib.rcParams["svg.hashsalt"] = "bitsanywhere"
 import matplotlib.pyplot as plt
 
 from benchmarks.measure import RESULTS
 
+# The same data draw the same file.
+matplotlib.rcParams["svg.hashsalt"] = "bitsanywhere"
 COLOURS = {"bitsanywhere": "#0b6e4f", "bitsandbytes": "#c8553d", "cublas bfloat16": "#6b7a8f"}
 
 
