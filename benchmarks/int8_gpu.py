@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ os.environ["BITSANYWHERE_BACKEND"] = "0"
 import torch
 from tqdm import tqdm
 
-from benchmarks.gpu import ROTATED_BYTES, graph_time
+from benchmarks.gpu import ROTATED_BYTES, event_time, graph_time
 from benchmarks.measure import RESULTS, environment
 from bitsanywhere import ops
 
@@ -35,22 +33,6 @@ SHAPES = ((4096, 4096), (14336, 4096))
 ROWS = (1, 16, 256, 2048)
 THRESHOLDS = (0.0, 6.0)
 OUTLIERS = 6
-
-
-def event_time(call: Callable[[int], Any], buffers: int, rounds: int = 5) -> float:
-    """Seconds of one eager call; ``call(i)`` works on buffer ``i``."""
-    times = []
-    for index in range(3):
-        call(index % buffers)
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for index in range(buffers):
-            call(index)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / buffers)
-    return statistics.median(times)
 
 
 def activations(m: int, k: int) -> torch.Tensor:

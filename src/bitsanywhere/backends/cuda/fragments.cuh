@@ -1,13 +1,9 @@
 // Tensor core products of 16 x 8 x 16, and the weight decoding they feed on.
 //
 // Weights are the 16-row operand and activations the 8-column one, so a batch of up to 8 rows
-// wastes nothing. A byte of two codes becomes one fragment register by one look-up in a table of
-// all 256 bytes; the table lies in shared memory once for each of the 32 banks (or 16 times, for
-// pairs of lanes), so that look-ups of different lanes never meet in a bank.
+// wastes nothing.
 #pragma once
-#include "convert.cuh"
-
-#define TABLE_WORDS (256 * TABLE_COPIES)
+#include "decode_table.cuh"
 
 // d += a (16 x 16) * b (16 x 8). Lane 4 g + t holds rows g and g + 8 of a and d, column g of b,
 // columns 2 t and 2 t + 1 of d; a[0], a[1], b[0] are at k = 2 t and 2 t + 1, the others 8 further.
@@ -32,22 +28,15 @@ INLINE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #endif
 }
 
-// Fills the table from the 16 values, by the first `threads` threads: the code in a byte's high half
-// is the earlier element.
-INLINE void fill_table(u32* table, const float* __restrict__ values, u32 threads) {
-#pragma unroll 4
-  for (u32 i = threadIdx.x; i < TABLE_WORDS / 4; i += threads) {
-    u32 byte = i / (TABLE_COPIES / 4);
-    u32 pair = pack_pair(__ldg(values + (byte >> 4)), __ldg(values + (byte & 15)));
-    reinterpret_cast<uint4*>(table)[i] = make_uint4(pair, pair, pair, pair);
-  }
-}
-
 // The fragment register for byte INDEX of a word. lane4: 4 * (lane % TABLE_COPIES).
 template <int INDEX>
-INLINE u32 decode_byte(const u32* table, u32 word, u32 lane4) {
-  const int shift = TABLE_COPIES == 32 ? 7 : 6;
-  const u32 mask = 255u << shift;
+INLINE u32 decode_byte(const char* table, u32 word, u32 lane4) {
+#if TABLE_STRIDE == 256
+  u32 place = __byte_perm(word, lane4, 0x5504u | INDEX << 4);
+#else
+  const int shift = TABLE_STRIDE == 128 ? 7 : 6;
   u32 moved = INDEX * 8 > shift ? word >> (INDEX * 8 - shift) : word << (shift - INDEX * 8);
-  return *reinterpret_cast<const u32*>(reinterpret_cast<const char*>(table) + ((moved & mask) | lane4));
+  u32 place = moved & 255u << shift | lane4;
+#endif
+  return *reinterpret_cast<const u32*>(table + place);
 }

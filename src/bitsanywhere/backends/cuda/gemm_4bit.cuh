@@ -26,10 +26,9 @@
 #define CHUNK_UNROLL (WARP_CHUNKS < MOST_CHUNKS ? WARP_CHUNKS : MOST_CHUNKS)
 #define WEIGHT_STRIDE (STEP_K / 2 + CHUNK / 2)
 #define ACTIVATION_STRIDE (STEP_K * 2 + (CHUNK == 64 ? 16 : 64))
-#define SCALES (TILE_N * CHUNKS)
 #define WEIGHTS_AT 0
 #define SCALES_AT (TILE_N * WEIGHT_STRIDE)
-#define ACTIVATIONS_AT (SCALES_AT + SCALES * 4)
+#define ACTIVATIONS_AT (SCALES_AT + TILE_N * SCALE_STRIDE * 4)
 #define MOST_STAGES 8
 // The threads that hold a tile's sums in the end, those of the first part of WARPS_K.
 #define HOLDERS (32 * WARPS_N)
@@ -76,7 +75,7 @@ INLINE void store_tile(const Arguments& args, const Accumulators& acc, Step step
 }
 
 // acc += the products of one step; acc[r][m][.] holds 16 weight rows by 8 batch rows.
-INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table, u32 batch_rows) {
+INLINE void multiply_step(Accumulators& acc, Stage stage, const char* table, u32 batch_rows) {
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS_N, part = threadIdx.x / HOLDERS;
   u32 group = lane / 4, quarter = lane % 4;
   u32 lane4 = lane % TABLE_COPIES * 4;
@@ -84,7 +83,7 @@ INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table, u32 
                       part * WARP_CHUNKS * (CHUNK / 2);
   const char* activations = stage.activations() + min(group, batch_rows - 1) * ACTIVATION_STRIDE + quarter * (CHUNK / 2) +
                             part * WARP_CHUNKS * CHUNK * 2;
-  const float* scales = stage.scales() + (warp * ROW_TILES * 16 + group) * CHUNKS + part * WARP_CHUNKS;
+  const float* scales = stage.scales() + (warp * ROW_TILES * 16 + group) * SCALE_STRIDE + part * WARP_CHUNKS;
 #pragma unroll(CHUNK_UNROLL)
   for (int chunk = 0; chunk < WARP_CHUNKS; chunk++) {
     u32 a[ROW_TILES][PRODUCTS][4];
@@ -115,8 +114,8 @@ INLINE void multiply_step(Accumulators& acc, Stage stage, const u32* table, u32 
     float scale[ROW_TILES][2];
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
-      scale[r][0] = scales[r * 16 * CHUNKS + chunk];
-      scale[r][1] = scales[(r * 16 + 8) * CHUNKS + chunk];
+      scale[r][0] = scales[r * 16 * SCALE_STRIDE + chunk];
+      scale[r][1] = scales[(r * 16 + 8) * SCALE_STRIDE + chunk];
     }
 #pragma unroll
     for (int m = 0; m < M_TILES; m++) {
@@ -156,7 +155,7 @@ INLINE void join_parts(Accumulators& acc, float* sums) {
 #endif
 }
 
-INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages, const u32* table,
+INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages, const char* table,
                     u32 batch_rows) {
   Step step(work.begin, work);
   Accumulators acc = {};
@@ -187,11 +186,11 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4bit(Arguments args) {
-  __shared__ __align__(16) u32 table[TABLE_WORDS];
   __shared__ Pipeline pipeline;
   extern __shared__ uint4 dynamic[];
+  char* table = reinterpret_cast<char*>(dynamic);
   u32 batch_rows = args.m == 1 ? 1 : TILE_M, bytes = ACTIVATIONS_AT + batch_rows * ACTIVATION_STRIDE;
-  Stages stages{reinterpret_cast<char*>(dynamic), args.stages, bytes};
+  Stages stages{table + TABLE_BYTES, args.stages, bytes};
   if (threadIdx.x == 0) {
     for (int i = 0; i < MOST_STAGES; i++) {
       pipeline.full[i].init(2 * COPIERS);

@@ -26,7 +26,7 @@ class TensorConfig:
         batch_rows: batch rows that a stage has room for.
         step_k: elements along K that a pipeline stage holds.
         stages: of the pipeline.
-        table_copies: of the decoding table in shared memory.
+        table_stride: bytes from entry to entry of the decoding table in shared memory.
         grid: blocks in all.
     """
 
@@ -39,7 +39,7 @@ class TensorConfig:
     batch_rows: int
     step_k: int
     stages: int
-    table_copies: int
+    table_stride: int
     grid: int
 
     @property
@@ -62,14 +62,14 @@ class TensorConfig:
         """Dynamic shared memory of a block."""
         weights = self.tile_n * (self.step_k // 2 + self.chunk // 2)
         activations = self.batch_rows * (self.step_k * 2 + (16 if self.chunk == 64 else 64))
-        scales = self.tile_n * (self.step_k // self.chunk) * 4
+        scales = self.tile_n * _scale_stride(self) * 4
         joining = 4 * (self.warps_k - 1) * self.tile_m * self.tile_n
-        return self.stages * (weights + activations + scales) + joining
+        return 256 * self.table_stride + self.stages * (weights + activations + scales) + joining
 
     @property
     def shared_memory(self) -> int:
         """All shared memory of a block, nested scales' codes included."""
-        return self.stages_bytes + 1024 * self.table_copies + 1024 + 512
+        return self.stages_bytes + 1024 + 512
 
     @property
     def partial_floats(self) -> int:
@@ -87,7 +87,7 @@ class TensorConfig:
             ("WARPS_K", self.warps_k),
             ("PRODUCERS", self.producers),
             ("STEP_K", self.step_k),
-            ("TABLE_COPIES", self.table_copies),
+            ("TABLE_STRIDE", self.table_stride),
         )
         return KernelSource("gemm_4bit.cuh", "gemm_4bit", defines)
 
@@ -132,7 +132,7 @@ class WgmmaConfig:
         """Dynamic shared memory of a block, room to align it included."""
         activations = self.tile_m * self.step_k * 2
         weights = self.tile_n * (self.step_k // 2 + 16)
-        scales = self.tile_n * (self.step_k // self.chunk) * 4
+        scales = self.tile_n * _scale_stride(self) * 4
         return self.stages * (-(-(activations + weights + scales) // 1024) * 1024) + 1024 + 65536
 
     @property
@@ -194,6 +194,12 @@ class DequantizeConfig:
     """dequantize_4bit into a temporary tensor, then torch's own matrix product."""
 
 
+def _scale_stride(config: TensorConfig | WgmmaConfig) -> int:
+    """SCALE_STRIDE of loader.cuh."""
+    chunks = config.step_k // config.chunk
+    return chunks + 4 if chunks > 4 else chunks
+
+
 KernelConfig = TensorConfig | WgmmaConfig | GeneralConfig
 Config = KernelConfig | DequantizeConfig
 
@@ -249,17 +255,29 @@ def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
 
 
 def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
-    if m <= 64:
-        warpgroups = 2 if n * k < 1 << 25 and chunk == 64 else 4
-        shape = {"m_tiles": 4 if m <= 32 else 8, "warpgroups": warpgroups, "step_k": 256}
+    """The first of the tiles that suit the batch with which each block gets one of its own; else
+    the first that groups of two to four blocks share; else the first."""
+    if m <= 32:
+        shapes = ((4, 4, 256), (4, 2, 256))
+    elif m <= 64:
+        shapes = ((8, 4, 256), (8, 2, 256))
     elif m <= 128:
-        shape = {"m_tiles": 16, "warpgroups": 3, "step_k": 128}
+        shapes = ((16, 3, 128), (16, 2, 128), (16, 1, 256))
     else:
-        shape = {"m_tiles": 32, "warpgroups": 2, "step_k": 64}
-    config = _fitted(WgmmaConfig(**shape, chunk=chunk, stages=8, grid=1), target)
-    if config is None:
-        raise AssertionError(f"No configuration fits {target}.")
-    return replace(config, grid=_grid(config, m, n, k, target.sm_count))
+        shapes = ((32, 2, 64), (16, 2, 128), (16, 1, 256))
+    configs = []
+    for m_tiles, warpgroups, step_k in shapes:
+        shape = WgmmaConfig(m_tiles, warpgroups, chunk, step_k, stages=8, grid=1)
+        config = _fitted(shape, target)
+        if config is None:
+            raise AssertionError(f"{shape} does not fit {target}.")
+        configs.append(replace(config, grid=_grid(config, m, n, k, target.sm_count)))
+    for most in (1, 4):
+        for config in configs:
+            tiles = _tiles(config, m, n)
+            if config.grid % tiles == 0 and config.grid // tiles <= most:
+                return config
+    return configs[0]
 
 
 def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> TensorConfig:
@@ -267,7 +285,7 @@ def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> Tensor
     m_tiles = 1 if m <= 8 else 2 if m <= 16 and chunk == 64 else 4 if m <= 32 or chunk == 32 else 8
     base = TensorConfig(
         m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
-        batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=8, table_copies=32, grid=1,
+        batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=8, table_stride=128, grid=1,
     )  # fmt: skip
     wide = {"step_k": 512}
     if m_tiles == 1:
@@ -292,10 +310,10 @@ def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> Tensor
         {},
         {"step_k": 128},
         {**small, "warps": 4},
-        {**small, "warps": 4, "table_copies": 16},
-        {**small, "warps": 2, "table_copies": 16},
-        {**small, "warps": 2, "step_k": 64, "table_copies": 16},
-        {**small, "warps": 2, "step_k": 64, "table_copies": 16, "m_tiles": 4, "batch_rows": 32},
+        {**small, "warps": 4, "table_stride": 64},
+        {**small, "warps": 2, "table_stride": 64},
+        {**small, "warps": 2, "step_k": 64, "table_stride": 64},
+        {**small, "warps": 2, "step_k": 64, "table_stride": 64, "m_tiles": 4, "batch_rows": 32},
     ]
     for wish in wishes:
         config = _fitted(replace(base, **wish), target)
@@ -316,13 +334,20 @@ def _fitted(config: Staged, target: Target) -> Staged | None:
     return None
 
 
+def _tiles(config: TensorConfig | WgmmaConfig, m: int, n: int) -> int:
+    return -(-n // config.tile_n) * -(-m // config.tile_m)
+
+
 def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int) -> int:
-    """At most `blocks`; so many that whole blocks share a tile, or a block has whole tiles, where
-    that wastes few of them."""
-    tiles = -(-n // config.tile_n) * -(-m // config.tile_m)
-    steps = -(-k // config.step_k)
+    """At most `blocks`; so many that a block has a tile of its own, that whole groups of blocks
+    share one or that a block has several whole ones, where that wastes few blocks."""
+    tiles, steps = _tiles(config, m, n), -(-k // config.step_k)
     sharers, rounds = blocks // tiles, -(-tiles // blocks)
-    if sharers and steps % sharers == 0 and tiles * sharers >= 0.85 * blocks:
+    if (
+        sharers
+        and steps % sharers == 0
+        and tiles * sharers >= (0.8 if sharers == 1 else 0.84) * blocks
+    ):
         return tiles * sharers
     if tiles % rounds == 0 and tiles // rounds >= 0.95 * blocks:
         return tiles // rounds

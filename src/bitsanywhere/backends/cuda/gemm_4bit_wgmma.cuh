@@ -3,8 +3,7 @@
 // Work is shared out as stream_k.cuh says. One warpgroup copies (loader.cuh; activations by TMA, which
 // the tensor cores may then read from shared memory with no fence in between), the others multiply, each 64
 // weight rows. While the tensor cores multiply one 64-row, 32-element piece of the weight, the warps decode
-// the next: a byte's two codes by one look-up of their values as a pair in the activations' dtype; times
-// the float32 scale, rounded once.
+// the next: a byte's two codes by one look-up (decode_table.cuh), times the float32 scale, rounded once.
 #define PIECE_K 32
 #define PRODUCTS (PIECE_K / 16)
 #define ROW_TILES 1
@@ -12,7 +11,7 @@
 #define PRODUCERS 4
 #define TILE_M (8 * M_TILES)
 #define TILE_N (64 * WARPGROUPS)
-#define TABLE_BYTES 65536
+#define TABLE_STRIDE 256
 #define CONSUMERS (32 * WARPS_N)
 #define HOLDERS CONSUMERS
 #define THREADS (CONSUMERS + 32 * PRODUCERS)
@@ -24,11 +23,10 @@
 #define CONSUMER_REGISTERS (CONSUMER_REGISTERS_FREE > 240 ? 240 : CONSUMER_REGISTERS_FREE)
 // Odd in units of 16 bytes, so that the rows of a warp's look-ups lie in different banks.
 #define WEIGHT_STRIDE (STEP_K / 2 + 16)
-#define SCALES (TILE_N * CHUNKS)
 #define ACTIVATIONS_AT 0
 #define WEIGHTS_AT (TILE_M * STEP_K * 2)
 #define SCALES_AT (WEIGHTS_AT + TILE_N * WEIGHT_STRIDE)
-#define STAGE_BYTES ((SCALES_AT + SCALES * 4 + 1023) / 1024 * 1024)
+#define STAGE_BYTES ((SCALES_AT + TILE_N * SCALE_STRIDE * 4 + 1023) / 1024 * 1024)
 #define MOST_STAGES 8
 
 // A warp's 16 rows are stored so that row g of a fragment is 2 g of the tile, and g + 8 is 2 g + 1: then
@@ -37,6 +35,7 @@ __device__ __forceinline__ unsigned weight_place(unsigned row) {
   return row / 16 * 16 + row % 2 * 8 + row % 16 / 2;
 }
 
+#include "decode_table.cuh"
 #include "loader.cuh"
 #include "tensor_map.cuh"
 #include "wgmma.cuh"
@@ -130,9 +129,9 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
     for (int piece = 0; piece < STEP_K / PIECE_K; piece++) {
       int k = piece * PIECE_K;
       if (k % CHUNK == 0) {
-        const float* source = stage.scales() + (warp * 16 + lane / 4 * 2) * CHUNKS + k / CHUNK;
+        const float* source = stage.scales() + (warp * 16 + lane / 4 * 2) * SCALE_STRIDE + k / CHUNK;
         scales[0].set(source[0]);
-        scales[1].set(source[CHUNKS]);
+        scales[1].set(source[SCALE_STRIDE]);
       }
       decode_fragments(a[piece % 2], codes, scales, table, lane);
       u64 b = descriptor(stage.activations() + k / 64 * (TILE_M * 128) + k % 64 * 2);
@@ -158,14 +157,6 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
       begins = fresh = true;
     }
     step.advance(work);
-  }
-}
-
-// Values of all pairs of codes, a byte's at byte * 256, once for each bank.
-INLINE void fill_pairs(char* table, const float* codebook) {
-  for (u32 i = threadIdx.x; i < 256 * 8; i += CONSUMERS) {
-    u32 byte = i / 8, pair = pack_pair(codebook[byte >> 4], codebook[byte & 15]);
-    *reinterpret_cast<uint4*>(table + byte * 256 + i % 8 * 16) = make_uint4(pair, pair, pair, pair);
   }
 }
 
@@ -203,7 +194,7 @@ gemm_4bit_wgmma(Arguments args, const __grid_constant__ Padding padding, const _
     });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-    fill_pairs(table, args.codebook);
+    fill_table(table, args.codebook, CONSUMERS);
     sync_threads(1, CONSUMERS);
     consume(args, work, pipeline, stages, table);
   }

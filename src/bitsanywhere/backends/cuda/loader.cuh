@@ -1,7 +1,8 @@
 // Stages of shared memory, and the warps that fill them.
 //
 // A stage holds a step's weights (rows WEIGHT_STRIDE bytes apart, in the order that weight_place says,
-// which may differ within 16), activations, and scales (float32, CHUNKS a row), each at its _AT.
+// which may differ within 16), activations, and scales (float32, CHUNKS a row, rows SCALE_STRIDE apart), each
+// at its _AT.
 #pragma once
 #include "stream_k.cuh"
 
@@ -12,7 +13,10 @@
 // Scales of a row that one copy takes, and such copies.
 #define SCALE_VECTOR (CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1)
 #define SCALE_VECTORS (CHUNKS / SCALE_VECTOR)
-#define SCALE_TURNS ((SCALES / SCALE_VECTOR + COPIERS - 1) / COPIERS)
+#define SCALE_COPIES (TILE_N * SCALE_VECTORS)
+#define SCALE_TURNS ((SCALE_COPIES + COPIERS - 1) / COPIERS)
+// Such that the same scale of 8 rows lies in 8 banks.
+#define SCALE_STRIDE (CHUNKS > 4 ? CHUNKS + 4 : CHUNKS)
 
 struct Stage {
   char* base;
@@ -75,6 +79,10 @@ struct Loader {
     }
   }
 
+  static INLINE float* scales_place(Stage stage, u32 i) {
+    return stage.scales() + i / SCALE_VECTORS * SCALE_STRIDE + i % SCALE_VECTORS * SCALE_VECTOR;
+  }
+
   // SCALE_VECTOR scales at once: blocks are chunks, rows begin at multiples of so many, and the step is inside
   // the weight along k.
   INLINE i64 first_block(const Arguments& args, u32 i) const {
@@ -84,8 +92,8 @@ struct Loader {
 
   INLINE void load_scales(const Arguments& args, Stage stage) const {
 #pragma unroll 2
-    for (u32 i = thread; i < SCALES / SCALE_VECTOR; i += COPIERS)
-      copy<4 * SCALE_VECTOR>(stage.scales() + i * SCALE_VECTOR, args.absmax + first_block(args, i));
+    for (u32 i = thread; i < SCALE_COPIES; i += COPIERS)
+      copy<4 * SCALE_VECTOR>(scales_place(stage, i), args.absmax + first_block(args, i));
   }
 
   // Reads what nested scales are made of; done early, so that the latency passes while the stage is
@@ -93,7 +101,7 @@ struct Loader {
   INLINE void fetch_nested(const Arguments& args, Nested& nested) const {
 #pragma unroll
     for (u32 i = 0; i < SCALE_TURNS; i++) {
-      if (thread + i * COPIERS >= SCALES / SCALE_VECTOR) break;
+      if (thread + i * COPIERS >= SCALE_COPIES) break;
       i64 block = first_block(args, thread + i * COPIERS);
       nested.codes[i] = *reinterpret_cast<const Nested::Codes*>(args.absmax_8bit + block);
       nested.outer[i] = args.absmax[block / 256];
@@ -104,10 +112,10 @@ struct Loader {
 #pragma unroll
     for (u32 i = 0; i < SCALE_TURNS; i++) {
       u32 at = thread + i * COPIERS;
-      if (at >= SCALES / SCALE_VECTOR) break;
+      if (at >= SCALE_COPIES) break;
 #pragma unroll
       for (int j = 0; j < SCALE_VECTOR; j++)
-        stage.scales()[at * SCALE_VECTOR + j] =
+        scales_place(stage, at)[j] =
             add_rn(mul_rn(scale_codes[nested.codes[i] >> 8 * j & 255u], nested.outer[i]), offset);
     }
   }
@@ -115,14 +123,15 @@ struct Loader {
   // Any block size, any K.
   INLINE void load_single(const Arguments& args, Stage stage, const float* scale_codes, float offset) const {
 #pragma unroll 1
-    for (u32 i = thread; i < SCALES; i += COPIERS) {
+    for (u32 i = thread; i < TILE_N * CHUNKS; i += COPIERS) {
       u32 row = i / CHUNKS, k = i % CHUNKS * CHUNK;
+      float* scale = stage.scales() + row * SCALE_STRIDE + i % CHUNKS;
       bool valid = row < rows && k < width;
       i64 block = valid ? (scale_element + row * args.k + k) >> args.block_shift : 0;
       if (args.absmax_8bit)
-        stage.scales()[i] = add_rn(mul_rn(scale_codes[args.absmax_8bit[block]], args.absmax[block / 256]), offset);
+        *scale = add_rn(mul_rn(scale_codes[args.absmax_8bit[block]], args.absmax[block / 256]), offset);
       else
-        copy<4>(stage.scales() + i, args.absmax + block, valid);
+        copy<4>(scale, args.absmax + block, valid);
     }
   }
 };
