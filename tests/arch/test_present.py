@@ -11,9 +11,9 @@ import pytest
 from bitsanywhere.arch.present import FORMATS
 from bitsanywhere.arch.present.as_html import embeddable
 from bitsanywhere.arch.present.as_json import schema, to_dict
-from bitsanywhere.arch.present.rule_table import rule_table
 from bitsanywhere.arch.report import Report, audit
 from bitsanywhere.arch.rules import RULES
+from docs.rule_table import rule_table
 from tests.arch.binaries import PTX, container, elf, entry, wheel
 
 FIXTURES = Path(__file__).parent / "fixtures"

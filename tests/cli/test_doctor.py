@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bitsanywhere.cli import doctor
-from bitsanywhere.cli.doctor import collect, private, render
+from bitsanywhere.cli.doctor import collect, render
 from bitsanywhere.cli.doctor.collect import DeviceReport, Diagnosis, Outcome, diagnose, probe
 from bitsanywhere.cli.doctor.probe import SAMPLES
 from bitsanywhere.ops.registry import OPS
@@ -215,7 +215,7 @@ class TestNextStep:
     ],
 )
 def test_what_names_the_user_is_taken_out(text: str, expected: str) -> None:
-    assert private.scrub(text) == expected
+    assert collect.scrub(text) == expected
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("doctor-*.txt")), ids=lambda path: path.name)

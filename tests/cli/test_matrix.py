@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bitsanywhere.arch.support import Record, load, merged, rows, save
+from bitsanywhere.arch.support import Record, load, rows
 from bitsanywhere.cli import matrix
 from bitsanywhere.errors import InvalidArgumentError
-from tests.support.recording import EVERY_KERNEL, SUPPORT, merge
+from tests.support.recording import EVERY_KERNEL, SUPPORT, merge, merged, save
 
 ROOT = Path(__file__).parents[2]
 H100 = Record("sm_90", "run", "NVIDIA H100, driver of CUDA 13.0", 42, 0, "0.1.0")

@@ -11,13 +11,19 @@ ran on. Records of other machines in the file are kept.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from bitsanywhere.arch.support import Record
 
 # What is tested is imported in functions: `-p` loads this file before pytest sets `pythonpath`.
 SUPPORT = Path(__file__).parents[2] / "src" / "bitsanywhere" / "arch" / "support.json"
@@ -53,7 +59,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not _counts:
         print("\nno test that says something of an architecture ran: nothing is recorded")
         return
-    from bitsanywhere.arch.support import Record, load, merged, save
+    from bitsanywhere.arch.support import Record, load
     from bitsanywhere.version import __version__
 
     kinds = sorted({key[:3] for key in _counts})
@@ -99,9 +105,21 @@ def _compiler() -> str:
     return f"NVRTC {major}.{minor}"
 
 
+def merged(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
+    """Old and new records; a new one replaces the old one of the same kind and machine."""
+    found = {(int(each.arch[3:]), each.how, each.by): each for each in (*old, *new)}
+    return [found[key] for key in sorted(found)]
+
+
+def save(records: Iterable[Record], path: Path) -> None:
+    """Write records as the file that `bitsanywhere.arch.support.load` reads."""
+    content = {"records": [asdict(each) for each in records]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def merge(paths: Sequence[str], into: Path = SUPPORT) -> None:
     """Adds records that test runs on other machines wrote to those that ship."""
-    from bitsanywhere.arch.support import load, merged, save
+    from bitsanywhere.arch.support import load
 
     records = load(into)
     for path in paths:

@@ -66,18 +66,6 @@ def load(path: Path | None = None) -> tuple[Record, ...]:
         ) from error
 
 
-def merged(old: Iterable[Record], new: Iterable[Record]) -> tuple[Record, ...]:
-    """Old and new records; a new one replaces the old one of the same kind and machine."""
-    found = {(each.arch, each.how, each.by): each for each in (*old, *new)}
-    return tuple(sorted(found.values(), key=lambda each: (_number(each.arch), each.how, each.by)))
-
-
-def save(records: Iterable[Record], path: Path) -> None:
-    """Write records as the file that `load` reads."""
-    content = {"records": [asdict(each) for each in records]}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def rows(records: Iterable[Record]) -> tuple[Row, ...]:
     """The matrix: every architecture of a known device, and every one with a record."""
     listed = tuple(records)

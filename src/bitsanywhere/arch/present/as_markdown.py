@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bitsanywhere.arch.explain import explain
-from bitsanywhere.arch.present.text import printable
+from bitsanywhere.arch.present.as_table import printable
 from bitsanywhere.arch.report import DeviceReport, FileReport, Report
 from bitsanywhere.arch.rules import Source
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from bitsanywhere.arch.explain import Explanation, explain
 from bitsanywhere.arch.model import REGIONS, Library, compressions, names
-from bitsanywhere.arch.present.text import printable
 from bitsanywhere.arch.report import FileReport, Report
 from bitsanywhere.arch.rules import Source
 
@@ -89,3 +88,8 @@ def _columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[s
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def printable(text: str) -> str:
+    """``text``, from a stranger's file, with an escape for all that could steer a terminal."""
+    return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text)

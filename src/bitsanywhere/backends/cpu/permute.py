@@ -243,8 +243,6 @@ def _nibble(tables: int) -> Callable[..., ir.Value]:
 
 
 # AVX512-BF16 only.
-dot_bf16 = word(3, F32x16, dot_code)
-"""(F32x16 sums, U16x32, U16x32): adds the products of bfloat16 pairs."""
 narrow_pair = word(2, U16x32, _narrow_pair)
 """Two F32x16 as one vector of bfloat16, subnormals flushed to zero."""
 lookup_pair = word(2, U16x32, _lookup_pair)

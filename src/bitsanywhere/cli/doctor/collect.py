@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from bitsanywhere.arch import audit_installed, explain, of_arch
 from bitsanywhere.arch.report import parse_cuda
-from bitsanywhere.cli.doctor.private import scrub
 from bitsanywhere.errors import BitsAnywhereError
 from bitsanywhere.version import __version__
 
@@ -31,6 +32,9 @@ PACKAGES = (
 )
 MACHINE_SECONDS = 60
 DEVICE_SECONDS = 180
+# Folders that are the same on everyone's machine and tell where a library came from.
+COMMON = ("/usr", "/opt", "/lib", "/lib64", "/etc")
+PATHS = re.compile(r"(?<![\w.~>/])(?:/[\w.+@~-]+){2,}|[A-Za-z]:\\[^\s'\"]+")
 
 
 @dataclass(frozen=True)
@@ -187,3 +191,22 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def scrub(text: str) -> str:
+    """``text`` without folders that name the user, which a bug report should not carry.
+
+    The environment's folder becomes ``<env>``, the home ``~``; others are shortened.
+    """
+    for folder, name in ((sys.prefix, "<env>"), (str(Path.home()), "~")):
+        if len(folder) > 1:
+            text = text.replace(folder, name)
+    return PATHS.sub(_shorten, text)
+
+
+def _shorten(match: re.Match[str]) -> str:
+    """A path outside the common folders, by its last part only."""
+    path = match[0]
+    if path.startswith(COMMON):
+        return path
+    return ".../" + path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -105,12 +105,15 @@ def test_malformed_architectures_are_refused(arch, saxpy):
 
 def test_digest_covers_headers_macros_and_options(tmp_path, monkeypatch):
     (tmp_path / "k.cuh").write_text('#include "h.cuh"\nextern "C" __global__ void k() {}')
-    (tmp_path / "h.cuh").write_text("// one")
+    (tmp_path / "h.cuh").write_text("  // a\n#define H 1")
     src = KernelSource("k.cuh", "k", (("A", 1),), root=str(tmp_path))
     digests = {src.digest(), src.digest()}
+    # As in a wheel, whose copies lack comments.
+    (tmp_path / "h.cuh").write_text("\n#define H 1")
+    digests.add(src.digest())
     assert len(digests) == 1
     digests.add(KernelSource("k.cuh", "k", (("A", 2),), root=str(tmp_path)).digest())
-    (tmp_path / "h.cuh").write_text("// two")
+    (tmp_path / "h.cuh").write_text("\n#define H 2")
     digests.add(src.digest())
     monkeypatch.setattr(source_module, "OPTIONS", ("--fmad=false",))
     digests.add(src.digest())

@@ -1,4 +1,4 @@
-"""The rule table as Markdown: the documentation's page is generated from the data."""
+"""The page on the rules of the audit, generated from its data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HEAD = """\
 # Rules of the audit
 
 Generated from the data that `bitsanywhere audit` judges by; do not edit by hand
-(`python -m bitsanywhere.arch.present.rule_table > docs/audit-rules.md`).
+(`python docs/rule_table.py > docs/audit-rules.md`).
 
 *Evidence* is the weakest link behind a verdict: *documented* by the maker, *reported* by users,
 *inferred* by us, or *measured* by us.
