@@ -13,6 +13,8 @@
 #define UNROLL (BLOCK_VECTORS > LEAST_UNROLL ? BLOCK_VECTORS : LEAST_UNROLL)
 #define TILE (UNROLL * WARP_VECTOR)
 #define LANES (BLOCKSIZE < WARP_VECTOR ? BLOCKSIZE / 8 : 32)
+// Blocks of which a lane holds a part: block d in the vectors from d * BLOCK_VECTORS on.
+#define HELD (UNROLL / BLOCK_VECTORS)
 #define VECTOR_WORDS (DTYPE == 0 ? 8 : 4)
 
 struct Vector {
@@ -29,12 +31,12 @@ INLINE float element(const Vector& v, int i) {
 #endif
 }
 
-// Eight elements from index first on; beyond n they are zero. whole: none is, and x + first is
-// aligned to 16 bytes.
-INLINE Vector load_vector(const Element* x, i64 first, i64 n, bool whole) {
+// Eight elements of a tile from index first on; beyond `count` they are zero. whole: none is, and the
+// tile begins at a multiple of 16 bytes.
+INLINE Vector load_vector(const Element* tile, u32 first, u32 count, bool whole) {
   Vector v;
   if (whole) {
-    const uint4* source = reinterpret_cast<const uint4*>(x + first);
+    const uint4* source = reinterpret_cast<const uint4*>(tile + first);
 #pragma unroll
     for (int i = 0; i < VECTOR_WORDS / 4; i++) {
       uint4 part = __ldcs(source + i);
@@ -46,46 +48,101 @@ INLINE Vector load_vector(const Element* x, i64 first, i64 n, bool whole) {
 #pragma unroll
   for (int i = 0; i < VECTOR_WORDS; i++) {
 #if DTYPE == 0
-    v.words[i] = first + i < n ? x[first + i] : 0u;
+    v.words[i] = first + i < count ? tile[first + i] : 0u;
 #else
-    i64 at = first + 2 * i;
-    u32 low = at < n ? x[at] : 0u, high = at + 1 < n ? x[at + 1] : 0u;
+    u32 at = first + 2 * i;
+    u32 low = at < count ? tile[at] : 0u, high = at + 1 < count ? tile[at + 1] : 0u;
     v.words[i] = low | high << 16;
 #endif
   }
   return v;
 }
 
-// The bits of the largest magnitude in each vector's block; NaN counts as larger than infinity.
-INLINE void block_absmax(const Vector (&tile)[UNROLL], u32 (&largest)[UNROLL]) {
+#define FULL 0xFFFFFFFFu
+#if DTYPE == 0
+#define MAGNITUDE 0x7FFFFFFFu
+INLINE u32 larger(u32 a, u32 b) { return max(a, b); }
+#else
+#define MAGNITUDE 0x7FFF7FFFu
+// Of two pairs of magnitudes.
+INLINE u32 larger(u32 a, u32 b) {
+#if __CUDA_ARCH__ >= 900
+  u32 out;
+  asm("max.u16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+#else
+  return __vmaxu2(a, b);
+#endif
+}
+#endif
+
+INLINE u32 larger_of_lanes(u32 x) {
 #pragma unroll
-  for (int v = 0; v < UNROLL; v++) {
-    largest[v] = 0;
+  for (int step = 1; step < LANES; step *= 2) x = larger(x, __shfl_xor_sync(FULL, x, step));
+  return x;
+}
+
+// The absmax of block number lane % HELD of those that the lane holds parts of; NaN counts as larger
+// than infinity.
+INLINE float block_absmax(const Vector (&tile)[UNROLL], u32 lane) {
+  u32 largest[HELD];
 #pragma unroll
-    for (int i = 0; i < 8; i++) largest[v] = max(largest[v], bits_of(element(tile[v], i)) & 0x7FFFFFFFu);
+  for (int d = 0; d < HELD; d++) {
+    largest[d] = 0;
+#pragma unroll
+    for (int v = d * BLOCK_VECTORS; v < (d + 1) * BLOCK_VECTORS; v++) {
+#pragma unroll
+      for (int i = 0; i < VECTOR_WORDS; i++) largest[d] = larger(largest[d], tile[v].words[i] & MAGNITUDE);
+    }
   }
+#if DTYPE == 0
+  u32 mine = larger_of_lanes(largest[0]);
 #pragma unroll
-  for (int v = 0; v < UNROLL; v += BLOCK_VECTORS) {
-#pragma unroll
-    for (int w = 1; w < BLOCK_VECTORS; w++) largest[v] = max(largest[v], largest[v + w]);
-#pragma unroll
-    for (int step = 1; step < LANES; step *= 2)
-      largest[v] = max(largest[v], __shfl_xor_sync(0xFFFFFFFFu, largest[v], step));
-#pragma unroll
-    for (int w = 1; w < BLOCK_VECTORS; w++) largest[v + w] = largest[v];
+  for (int d = 1; d < HELD; d++) {
+    u32 other = larger_of_lanes(largest[d]);
+    if (lane % HELD == d) mine = other;
   }
+  return float_of(mine);
+#else
+  u32 mine = 0;
+#pragma unroll
+  for (int d = 0; d < HELD; d += 2) {
+    // Two blocks at a time, one in each half.
+    u32 first = largest[d], second = largest[d + 1 < HELD ? d + 1 : d];
+    u32 pair = larger_of_lanes(larger(__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632)));
+    if (d == 0 || lane % HELD >= d) mine = pair;
+  }
+  return to_float((Element)(lane % HELD % 2 ? mine >> 16 : mine));
+#endif
 }
 
 // 1 / absmax, finite, and 0 where absmax is 0 or NaN.
 INLINE float reciprocal(float absmax) {
-  return absmax > 0.0f ? fminf(__fdiv_rn(1.0f, absmax), 3.402823466e38f) : 0.0f;
+  return absmax > 0.0f ? fminf(__frcp_rn(absmax), 3.402823466e38f) : 0.0f;
 }
 
-// Stores the absmax of the blocks that begin in the tile, by the lane that holds each one's start.
-INLINE void store_absmax(const u32 (&largest)[UNROLL], float* absmax, i64 base, i64 n, u32 lane) {
+// Stores the absmax of the blocks of a tile of `count` elements, each by the lane that has it.
+INLINE void store_absmax(float mine, float* absmax, u32 count, u32 lane, bool whole) {
+  u32 block = lane % LANES * (32 / LANES) + lane / LANES;
+  if (lane % LANES < HELD && (whole || block * BLOCKSIZE < count)) absmax[block] = mine;
+}
+
+// What scales block d of those that the lane holds parts of; mine: of the lane's own one.
+INLINE float of_block(float mine, int d) { return HELD == 1 ? mine : __shfl_sync(FULL, mine, d, LANES); }
+
+// Where the scale is 0, and so every product 0 or NaN: makes it 1, and the elements 0 or, for NaN, `odd`.
+INLINE void replace_unscaled(Vector& v, float& scale, float odd) {
+  if (scale != 0.0f) return;
+  scale = 1.0f;
 #pragma unroll
-  for (int v = 0; v < UNROLL; v += BLOCK_VECTORS) {
-    i64 first = base + v * WARP_VECTOR + lane * 8;
-    if (lane % LANES == 0 && first < n) absmax[first / BLOCKSIZE] = float_of(largest[v]);
+  for (int i = 0; i < VECTOR_WORDS; i++) {
+#if DTYPE == 0
+    v.words[i] = (v.words[i] & 0x7F800000u) == 0x7F800000u ? bits_of(odd) : 0u;
+#else
+    const u32 exponent = DTYPE == 1 ? 0x7C00u : 0x7F80u, element = from_float(odd);
+    u32 low = (v.words[i] & exponent) == exponent ? element : 0u;
+    u32 high = (v.words[i] >> 16 & exponent) == exponent ? element : 0u;
+    v.words[i] = low | high << 16;
+#endif
   }
 }

@@ -5,13 +5,14 @@
 //
 // [-1, 1] is cut into the buckets ((b - 17) / 16, (b - 16) / 16], so narrow that none holds two
 // thresholds inside. One at a bucket's upper end is not below any s of the bucket; all in lower
-// buckets are below s; so one comparison settles the rest.
+// buckets are below s; so one comparison settles the rest. The last bucket is for a product that
+// exceeds 1 by one rounding.
 #pragma once
 #include "convert.cuh"
 
-#define BUCKETS 33
+#define BUCKETS 34
 
-// A bucket's threshold, and the codes at or below it (lowest byte) and above it (next byte).
+// A bucket's threshold; the code at or below it, and in the upper half what to flip for that above it.
 struct alignas(8) Entry4 {
   float threshold;
   u32 codes;
@@ -24,18 +25,8 @@ INLINE float threshold4(u32 i) {
 
 INLINE u32 order4(u32 i) { return (u32)(ORDER >> 4 * i) & 15u; }
 
-// What is looked up for a scaled value: NaN goes where 1 goes, and a product that exceeds 1 by one
-// rounding.
-INLINE float clamp4(float s) {
-#ifdef __CUDA_ARCH__
-  return fminf(s, 1.0f);
-#else
-  return s < 1.0f ? s : 1.0f;
-#endif
-}
-
-// The bucket of a clamped value, counted from FIRST_BUCKET: the bits of a float whose last one is
-// worth 1, so that its addition rounds up to whole numbers.
+// The bucket of a scaled value, which is not NaN, counted from FIRST_BUCKET: the bits of a float whose
+// last one is worth 1, so that its addition rounds up to whole numbers.
 #define FIRST_BUCKET (0x4B400000u - 16u)
 
 INLINE u32 bucket4(float s) {
@@ -43,15 +34,6 @@ INLINE u32 bucket4(float s) {
   return bits_of(__fmaf_ru(s, 16.0f, 12582912.0f));
 #else
   return bits_of(std::ceil(s * 16.0f) + 12582912.0f);
-#endif
-}
-
-INLINE u32 code4(float s, Entry4 entry) {
-  bool above = s > entry.threshold;
-#ifdef __CUDA_ARCH__
-  return __byte_perm(entry.codes, 0u, above ? 0x4441u : 0x4440u);
-#else
-  return entry.codes >> (above ? 8 : 0) & 255u;
 #endif
 }
 
@@ -65,6 +47,31 @@ INLINE Entry4 entry4(u32 bucket) {
     bool inside = 16.0f * t < float_of(at) - 12582912.0f;
     if (at == bucket + FIRST_BUCKET && inside) entry.threshold = t;
   }
-  entry.codes = order4(below) | order4(below < 15u ? below + 1u : 15u) << 8;
+  u32 low = order4(below), high = order4(below < 15u ? below + 1u : 15u);
+  entry.codes = low | (low ^ high) << 16;
   return entry;
+}
+
+// Eight codes on their way to a packed word.
+struct Codes4 {
+  u32 parts[2], above;
+};
+
+// Adds the code of element i. They come in the order 6, 7, 4, 5, 2, 3, 0, 1, since the first of a pair
+// belongs into the high half of a byte.
+INLINE void push4(Codes4& codes, int i, float s, const Entry4& entry) {
+  codes.parts[i / 4] = codes.parts[i / 4] * 16u + entry.codes;
+  // The sign says whether s is above.
+  u32 difference = bits_of(add_rn(entry.threshold, -s));
+#ifdef __CUDA_ARCH__
+  codes.above = __funnelshift_l(difference, codes.above, 4);
+#else
+  codes.above = codes.above << 4 | difference >> 28;
+#endif
+}
+
+INLINE u32 packed4(const Codes4& codes) {
+  const u32* parts = codes.parts;
+  u32 low = (parts[0] & 0xFFFFu) | parts[1] << 16, flips = parts[0] >> 16 | (parts[1] & 0xFFFF0000u);
+  return low ^ (flips & (codes.above >> 3 & 0x11111111u) * 15u);
 }

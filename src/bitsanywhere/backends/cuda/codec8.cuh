@@ -26,13 +26,13 @@ INLINE u32 first_point(double midpoint) {
   return (u32)k;
 }
 
-// Grid point of s, |s| <= 1 or NaN; below GRID_POINTS in any case.
+// Grid point of s, |s| <= 1 but for one rounding, and not NaN. Of no sum s + 1 does it matter that the
+// product is not rounded before 0.5 is added.
 INLINE u32 grid_point(float s) {
-  float scaled = add_rn(mul_rn(add_rn(s, 1.0f), 32767.5f), 0.5f);
 #ifdef __CUDA_ARCH__
-  // Adding 2^23 while rounding down leaves the floor in the low bits.
-  return __float_as_uint(__fadd_rd(fmaxf(scaled, 0.0f), 8388608.0f)) & (GRID_POINTS - 1);
+  // The smallest floats count whole numbers in their bits.
+  return bits_of(__fmul_rz(__fmaf_rn(add_rn(s, 1.0f), 32767.5f, 0.5f), float_of(1u)));
 #else
-  return scaled > 0.0f ? (u32)scaled & (GRID_POINTS - 1) : 0u;
+  return (u32)std::fma(s + 1.0f, 32767.5f, 0.5f);
 #endif
 }

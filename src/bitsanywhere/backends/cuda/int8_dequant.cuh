@@ -27,7 +27,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) int8_dequant(Arguments 
   }
   __shared__ __align__(16) Outliers outliers;
   Team team{threadIdx.x, THREADS, 0};
-  stage_outliers(args, outliers, first_m, first_n, 0, team);
+  Columns columns;
+  stage_outliers(args, outliers, columns, first_m, first_n, 0, team);
   __syncthreads();
-  finish_tile(args, first_m, first_n, tile, outliers, team);
+  finish_tile(args, first_m, first_n, tile, outliers, columns, team);
 }

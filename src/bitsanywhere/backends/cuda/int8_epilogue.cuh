@@ -52,6 +52,15 @@ struct Outliers {
   u32 count;
 };
 
+// What each thread of a team knows of the columns in Outliers: the number of the first, and how many
+// there are in all. leave: this tile is the last for which the block reads the mask.
+struct Columns {
+  u32 start, count;
+  bool leave;
+
+  INLINE Columns() : start(~0u), count(0), leave(true) {}
+};
+
 // The marked columns number start to start + OUTLIERS - 1 into shared.columns; returns how many there
 // are in all.
 INLINE u32 find_columns(const Arguments& args, Outliers& shared, u32 start, const Team& team) {
@@ -89,17 +98,21 @@ INLINE void leave_mask(const Arguments& args, u32 lane) {
 
 // Brings the outlier columns from number start on to shared memory, for whoever synchronises with
 // the team then.
-INLINE void stage_outliers(const Arguments& args, Outliers& shared, i64 first_m, i64 first_n, u32 start,
-                           const Team& team) {
-  u32 count = args.count;
-  if (args.mask) {
-    count = find_columns(args, shared, start, team);
-    if (team.thread < 32 && start + OUTLIERS >= count) leave_mask(args, team.thread);
-  } else if (start < count) {
-    if (team.thread < OUTLIERS && start + team.thread < count)
-      shared.columns[team.thread] = args.columns[start + team.thread];
-    team.sync();
+INLINE void stage_outliers(const Arguments& args, Outliers& shared, Columns& columns, i64 first_m, i64 first_n,
+                           u32 start, const Team& team) {
+  if (columns.start != start) {
+    columns.start = start;
+    if (args.mask) {
+      columns.count = find_columns(args, shared, start, team);
+    } else {
+      columns.count = args.count;
+      if (team.thread < OUTLIERS && start + team.thread < args.count)
+        shared.columns[team.thread] = args.columns[start + team.thread];
+      team.sync();
+    }
   }
+  u32 count = columns.count;
+  if (args.mask && columns.leave && team.thread < 32 && start + OUTLIERS >= count) leave_mask(args, team.thread);
   if (team.thread == 0) shared.count = count;
   u32 here = start < count ? min(count - start, OUTLIERS) : 0u;
   // A few loads at a time, so that their latencies overlap.
@@ -118,14 +131,14 @@ INLINE void stage_outliers(const Arguments& args, Outliers& shared, i64 first_m,
   for (u32 row = team.thread; here && row < TILE_M && first_m + row < args.m; row += team.threads) {
     const Element* activations = args.activations + (first_m + row) * args.k;
     const i8* codes = args.a + (first_m + row) * args.stride_a;
-    float scale = __ldg(args.scale_a + first_m + row);
+    float scale = args.scale_a[first_m + row];
     for (u32 c = 0; c < here; c += batch) {
       float values[batch];
 #pragma unroll
       for (int i = 0; i < batch; i++) {
         u32 column = shared.columns[min(c + i, here - 1)];
         values[i] = to_float(__ldg(activations + column));
-        if (!args.codes_are_zero) values[i] = int8_residual(values[i], __ldg(codes + column), scale);
+        if (!args.codes_are_zero) values[i] = int8_residual(values[i], codes[column], scale);
       }
 #pragma unroll
       for (int i = 0; i < batch; i++)
@@ -154,9 +167,10 @@ INLINE void store(Element* target, const float (&values)[COLUMNS], i64 count, bo
 // sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS
 // outlier columns. shared: what stage_outliers brought at start 0; visible by now, as the sums are.
 INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, Outliers& shared,
-                        const Team& team) {
+                        Columns& columns, const Team& team) {
   u32 count = shared.count, tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
-  i64 n = first_n + tile_n;
+  // Threads that are left over have nothing to do.
+  i64 n = tile_m < ROW_STEP ? first_n + tile_n : args.n;
   bool whole = args.n % COLUMNS == 0;
   float scale_b[COLUMNS] = {}, bias[COLUMNS] = {};
 #pragma unroll
@@ -170,7 +184,7 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
     end = min(start + OUTLIERS, count);
     if (start > 0) {
       team.sync();
-      stage_outliers(args, shared, first_m, first_n, start, team);
+      stage_outliers(args, shared, columns, first_m, first_n, start, team);
       team.sync();
     }
 #pragma unroll 1

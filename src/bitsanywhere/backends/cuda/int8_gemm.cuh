@@ -1,19 +1,25 @@
 // int8 products for few rows of a: out = a @ b^T from int8 codes, on int8 tensor cores, b streaming.
 //
-// Weights (b) are the 16-row operand and activations (a) the 8-column one. A thread block owns
-// TILE_N weight rows and TILE_M activation rows; its WARPS warps share out k, UNROLL chunks of 64
-// at a time, and add up their sums in shared memory, which in integers is exact in any order.
-// Weights are not staged: lane t of the four that share a row reads 16 consecutive codes of the chunk,
-// the same of both operands, and a sum does not care for the order of k. So each load is 16 bytes, and
-// the next UNROLL chunks of weights are on their way while the present ones are multiplied. One more
-// warp fetches outlier columns meanwhile.
+// Weights (b) are the 16-row operand and activations (a) the 8-column one. Thread blocks share out
+// the tiles of TILE_N weight rows by TILE_M activation rows; in a block, WARPS warps share out k,
+// UNROLL chunks of 64 at a time, and add up their sums in shared memory, which in integers is exact in
+// any order. Weights are not staged: lane t of the four that share a row reads 16 consecutive codes
+// of the chunk, the same of both operands, and a sum does not care for the order of k. So each load
+// is 16 bytes, and DEPTH loads of UNROLL chunks are on their way at any time, across tiles, while one
+// more warp makes results of the last tile's sums.
 #include "convert.cuh"
 
 #define TILE_M (8 * M_TILES)
-#define TILE_N (16 * ROW_TILES)
-#define THREADS (32 * WARPS)
+#define TILE_N 16
+#define MULTIPLIERS (32 * WARPS)
+// Of the one warp that finishes tiles.
+#define THREADS 32
 #define CHUNK 64
-#define SUM_STRIDE TILE_N
+// A warp's additions to sums meet all banks.
+#define SUM_STRIDE (TILE_N + 4)
+
+#include "overlap.cuh"
+#include "pipeline.cuh"
 
 #include "int8_epilogue.cuh"
 
@@ -43,7 +49,7 @@ INLINE uint4 load_codes(const i8* row, i64 at, i64 k) {
                    : "=r"(codes.x), "=r"(codes.y), "=r"(codes.z), "=r"(codes.w)
                    : "l"(row + at));
     else
-      codes = __ldg(reinterpret_cast<const uint4*>(row + at));
+      codes = *reinterpret_cast<const uint4*>(row + at);
   }
   return codes;
 #else
@@ -55,86 +61,161 @@ INLINE uint4 load_codes(const i8* row, i64 at, i64 k) {
 #endif
 }
 
-typedef uint4 Weights[UNROLL][ROW_TILES][2];
+typedef uint4 Weights[UNROLL][2];
 
-INLINE void load_weights(Weights& weights, const i8* const (&rows)[ROW_TILES][2], i64 at, i64 k) {
+struct Sums {
+  int of[2][TILE_M * SUM_STRIDE];
+  Barrier full[2], empty[2];
+};
+
+// The product's tiles, counted along m first, and the steps in which a block goes along k.
+struct Work {
+  u32 m_tiles, tiles, steps;
+
+  INLINE explicit Work(const Arguments& args) {
+    const u32 step = WARPS * UNROLL * CHUNK;
+    m_tiles = (u32)((args.m + TILE_M - 1) / TILE_M);
+    tiles = (u32)((args.n + TILE_N - 1) / TILE_N) * m_tiles;
+    steps = max((u32)((args.k + step - 1) / step), 1u);
+  }
+};
+
+// A position in a block's work.
+struct Cursor {
+  u32 tile, step;
+  i64 first_m, first_n;
+
+  INLINE explicit Cursor(const Work& work) : tile(blockIdx.x), step(0) { enter(work); }
+
+  INLINE void enter(const Work& work) {
+    first_m = (i64)(tile % work.m_tiles) * TILE_M;
+    first_n = (i64)(tile / work.m_tiles) * TILE_N;
+  }
+
+  INLINE void next_tile(const Work& work) {
+    tile += gridDim.x;
+    enter(work);
+  }
+
+  // True if a new tile begins.
+  INLINE bool advance(const Work& work) {
+    if (++step < work.steps) return false;
+    step = 0;
+    next_tile(work);
+    return true;
+  }
+
+  // This lane's first code of the step.
+  INLINE i64 k() const {
+    u32 warp = threadIdx.x / 32 - THREADS / 32;
+    return ((i64)step * WARPS + warp) * (UNROLL * CHUNK) + threadIdx.x % 4 * 16;
+  }
+};
+
+// Rows beyond the end are read as the last one, and their sums dropped.
+INLINE void load_weights(Weights& weights, const Arguments& args, const Work& work, const Cursor& cursor) {
+  if (cursor.tile >= work.tiles) return;
+  i64 k = cursor.k(), row = cursor.first_n + threadIdx.x % 32 / 4;
 #pragma unroll
-  for (int u = 0; u < UNROLL; u++)
+  for (int half = 0; half < 2; half++) {
+    const i8* codes = args.b + min(row + half * 8, args.n - 1) * args.k;
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) weights[u][r][half] = load_codes<true>(rows[r][half], at + u * CHUNK, k);
+    for (int u = 0; u < UNROLL; u++) weights[u][half] = load_codes<true>(codes, k + u * CHUNK, args.k);
+  }
 }
 
-// The multiplying threads and the warp for outliers.
-#define ALL_THREADS (THREADS + (RAW ? 0 : 32))
-
-extern "C" __global__ void __launch_bounds__(ALL_THREADS, BLOCKS_A_SM) int8_gemm(Arguments args) {
-  __shared__ __align__(16) int sums[TILE_M * TILE_N];
-  for (u32 i = threadIdx.x; i < TILE_M * TILE_N; i += ALL_THREADS) sums[i] = 0;
-  i64 m_tiles = (args.m + TILE_M - 1) / TILE_M;
-  i64 first_n = blockIdx.x / m_tiles * TILE_N, first_m = blockIdx.x % m_tiles * TILE_M;
-  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, quarter = lane % 4;
-#if !RAW
-  __shared__ __align__(16) Outliers outliers;
-  if (warp == WARPS) {
-    stage_outliers(args, outliers, first_m, first_n, 0, Team{lane, 32, 1});
-    __syncthreads();
-    __syncthreads();
-    return;
-  }
-#endif
-
-  // Rows beyond the end are read as the last one, and their sums dropped.
-  const i8* b_rows[ROW_TILES][2];
+INLINE void multiply_step(int (&acc)[M_TILES][4], const Weights& weights, const Arguments& args,
+                          const Cursor& cursor) {
+  i64 k = cursor.k(), row = cursor.first_m + threadIdx.x % 32 / 4;
 #pragma unroll
-  for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      b_rows[r][half] = args.b + min(first_n + r * 16 + half * 8 + group, args.n - 1) * args.k;
-  const i8* a_rows[M_TILES];
-#pragma unroll
-  for (int m = 0; m < M_TILES; m++) a_rows[m] = args.a + min(first_m + m * 8 + group, args.m - 1) * args.stride_a;
-
-  int acc[ROW_TILES][M_TILES][4] = {};
-  Weights weights, next;
-  const i64 step = WARPS * UNROLL * CHUNK;
-  i64 at = warp * (UNROLL * CHUNK) + quarter * 16;
-  load_weights(weights, b_rows, at, args.k);
-#pragma unroll 1
-  for (i64 start = warp * (UNROLL * CHUNK); start < args.k; start += step, at += step) {
-    load_weights(next, b_rows, at + step, args.k);
+  for (int m = 0; m < M_TILES; m++) {
+    const i8* codes = args.a + min(row + m * 8, args.m - 1) * args.stride_a;
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
-#pragma unroll
-      for (int m = 0; m < M_TILES; m++) {
-        uint4 x = load_codes<false>(a_rows[m], at + u * CHUNK, args.k);
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-          uint4 low = weights[u][r][0], high = weights[u][r][1];
-          multiply(acc[r][m], low.x, high.x, low.y, high.y, x.x, x.y);
-          multiply(acc[r][m], low.z, high.z, low.w, high.w, x.z, x.w);
-        }
-      }
+      uint4 x = load_codes<false>(codes, k + u * CHUNK, args.k), low = weights[u][0], high = weights[u][1];
+      multiply(acc[m], low.x, high.x, low.y, high.y, x.x, x.y);
+      multiply(acc[m], low.z, high.z, low.w, high.w, x.z, x.w);
     }
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++)
-#pragma unroll
-      for (int r = 0; r < ROW_TILES; r++) weights[u][r][0] = next[u][r][0], weights[u][r][1] = next[u][r][1];
   }
+}
 
-  __syncthreads();
+// Adds to the sums of a block's tile number `count`, and begins anew.
+INLINE void hand_over(int (&acc)[M_TILES][4], Sums& sums, u32 count) {
+  u32 slot = count % 2, lane = threadIdx.x % 32;
+  if (count >= 2) sums.empty[slot].wait(count / 2 - 1);
 #pragma unroll
-  for (int r = 0; r < ROW_TILES; r++)
+  for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++)
+    for (int i = 0; i < 4; i++) {
+      u32 row = m * 8 + lane % 4 * 2 + i % 2, column = i / 2 * 8 + lane / 4;
+      atomicAdd(sums.of[slot] + row * SUM_STRIDE + column, acc[m][i]);
+      acc[m][i] = 0;
+    }
+  __syncwarp();
+  sums.full[slot].arrive_if(lane == 0);
+}
+
+INLINE void multiply_tiles(const Arguments& args, const Work& work, Sums& sums) {
+  Weights weights[DEPTH];
+  Cursor now(work), ahead(work);
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        atomicAdd(sums + (m * 8 + quarter * 2 + i % 2) * TILE_N + r * 16 + i / 2 * 8 + group, acc[r][m][i]);
-  __syncthreads();
-#if RAW
-  store_sums(args, first_m, first_n, sums);
-#else
-  finish_tile(args, first_m, first_n, sums, outliers, Team{threadIdx.x, THREADS, 1});
+  for (int d = 0; d < DEPTH; d++) {
+    load_weights(weights[d], args, work, ahead);
+    ahead.advance(work);
+  }
+  await_previous();
+  int acc[M_TILES][4] = {};
+  u32 count = 0;
+  while (now.tile < work.tiles) {
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++) {
+      if (now.tile >= work.tiles) break;
+      multiply_step(acc, weights[d], args, now);
+      load_weights(weights[d], args, work, ahead);
+      ahead.advance(work);
+      if (now.advance(work)) hand_over(acc, sums, count++);
+    }
+  }
+}
+
+INLINE void finish_tiles(const Arguments& args, const Work& work, Sums& sums) {
+  Team team{threadIdx.x, THREADS, 1};
+#if !RAW
+  __shared__ __align__(16) Outliers outliers;
+  Columns columns;
 #endif
+  await_previous();
+  u32 count = 0;
+  for (Cursor now(work); now.tile < work.tiles; now.next_tile(work), count++) {
+    u32 slot = count % 2;
+#if RAW
+    sums.full[slot].wait(count / 2);
+    store_sums(args, now.first_m, now.first_n, sums.of[slot]);
+#else
+    columns.leave = now.tile + gridDim.x >= work.tiles;
+    stage_outliers(args, outliers, columns, now.first_m, now.first_n, 0, team);
+    sums.full[slot].wait(count / 2);
+    team.sync();
+    finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, columns, team);
+#endif
+    team.sync();
+    for (u32 i = threadIdx.x; i < TILE_M * SUM_STRIDE; i += THREADS) sums.of[slot][i] = 0;
+    team.sync();
+    sums.empty[slot].arrive_if(threadIdx.x == 0);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS + MULTIPLIERS, BLOCKS_A_SM) int8_gemm(Arguments args) {
+  __shared__ __align__(16) Sums sums;
+  for (u32 i = threadIdx.x; i < TILE_M * SUM_STRIDE; i += THREADS + MULTIPLIERS) sums.of[0][i] = sums.of[1][i] = 0;
+  if (threadIdx.x < 2) {
+    sums.full[threadIdx.x].init(WARPS);
+    sums.empty[threadIdx.x].init(1);
+  }
+  __syncthreads();
+  Work work(args);
+  if (threadIdx.x < THREADS)
+    finish_tiles(args, work, sums);
+  else
+    multiply_tiles(args, work, sums);
 }

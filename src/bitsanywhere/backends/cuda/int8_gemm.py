@@ -92,10 +92,9 @@ def _plan(
     kernel = get_kernel(config.source(dtype), target, index)
     grid, threads = (config.grid,), config.threads
     if isinstance(config, WgmmaConfig):
-        launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS)
-        return launch, (config.tile_m, config.tile_n)
-    threads += 0 if dtype == RAW else 32
-    return kernel.bind(grid, threads, 0, _ARGUMENTS), None
+        launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap=True)
+        return launch, config.boxes
+    return kernel.bind(grid, threads, 0, _ARGUMENTS, overlap=True), None
 
 
 @lru_cache(maxsize=4096)

@@ -21,18 +21,18 @@ class StreamConfig:
 
     Attributes:
         m_tiles: 8-row tiles of the activations of a block.
-        row_tiles: 16-row tiles of the weight of a block.
         warps: of a block, which share out K.
-        unroll: chunks of 64 along K that a warp reads ahead.
+        unroll: chunks of 64 along K in a warp's step.
+        depth: steps that a warp reads ahead.
         blocks_a_sm: blocks that a multiprocessor shall hold.
         vectors: K and all addresses are multiples of 16.
-        grid: blocks in all.
+        grid: blocks in all, which share out the tiles.
     """
 
     m_tiles: int
-    row_tiles: int
     warps: int
     unroll: int
+    depth: int
     blocks_a_sm: int
     vectors: bool
     grid: int
@@ -44,13 +44,13 @@ class StreamConfig:
 
     @property
     def tile_n(self) -> int:
-        """Weight rows of a block."""
-        return 16 * self.row_tiles
+        """Weight rows of a tile."""
+        return 16
 
     @property
     def threads(self) -> int:
-        """Threads of a block, without the warp for outliers."""
-        return 32 * self.warps
+        """Threads of a block, the warp that finishes tiles included."""
+        return 32 * (self.warps + 1)
 
     def source(self, dtype: torch.dtype) -> KernelSource:
         """The kernel for a dtype of the result, RAW for the sums."""
@@ -58,9 +58,9 @@ class StreamConfig:
             ("DTYPE", DTYPES.get(dtype, 0)),
             ("RAW", int(dtype == RAW)),
             ("M_TILES", self.m_tiles),
-            ("ROW_TILES", self.row_tiles),
             ("WARPS", self.warps),
             ("UNROLL", self.unroll),
+            ("DEPTH", self.depth),
             ("BLOCKS_A_SM", self.blocks_a_sm),
             ("ALIGNED", int(self.vectors)),
         )
@@ -73,7 +73,8 @@ class WgmmaConfig:
 
     Attributes:
         warpgroups: that multiply, each 64 rows of activations.
-        tile_n: weight rows of a block: 32, 64, 128 or 256.
+        tile_n: weight rows of a block: 32, 64, 112, 128, 224 or 256.
+        cluster: blocks along M and along N that fetch together.
         stages: of the pipeline.
         blocks_a_sm: blocks that a multiprocessor shall hold.
         grid: blocks in all.
@@ -81,6 +82,7 @@ class WgmmaConfig:
 
     warpgroups: int
     tile_n: int
+    cluster: tuple[int, int]
     stages: int
     blocks_a_sm: int
     grid: int
@@ -89,6 +91,11 @@ class WgmmaConfig:
     def tile_m(self) -> int:
         """Rows of activations of a block."""
         return 64 * self.warpgroups
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        """Rows of activations and of the weight that a block fetches at once."""
+        return self.tile_m // self.cluster[1], self.tile_n // self.cluster[0]
 
     @property
     def threads(self) -> int:
@@ -113,6 +120,8 @@ class WgmmaConfig:
             ("RAW", int(dtype == RAW)),
             ("WARPGROUPS", self.warpgroups),
             ("TILE_N", self.tile_n),
+            ("CLUSTER_M", self.cluster[0]),
+            ("CLUSTER_N", self.cluster[1]),
             ("STAGES", self.stages),
             ("BLOCKS_A_SM", self.blocks_a_sm),
         )
@@ -140,7 +149,7 @@ def choose(m: int, n: int, k: int, target: Target, aligned: bool = True) -> Conf
         return _wgmma_config(m, n, target)
     if m > 64 and aligned and n % 8 == k % 8 == 0 and k > 0 and target.major >= 8:
         return LibraryConfig()
-    return _stream_config(m, n, vectors)
+    return _stream_config(m, n, target, vectors)
 
 
 def dequant_grid(m: int, n: int) -> int:
@@ -167,25 +176,32 @@ def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
     while tile_n > 32 and rows * -(-n // tile_n) < 0.8 * target.sm_count:
         tile_n //= 2
     stages, blocks = {256: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}[tile_n]
+    cluster = (2, 1) if rows % 2 == 0 else (1, 2)
     return WgmmaConfig(
-        warpgroups=warpgroups, tile_n=tile_n, stages=stages, blocks_a_sm=blocks,
-        grid=rows * -(-n // tile_n),
+        warpgroups=warpgroups, tile_n=tile_n, cluster=cluster, stages=stages, blocks_a_sm=blocks,
+        grid=_whole(rows, cluster[0]) * _whole(-(-n // tile_n), cluster[1]),
     )  # fmt: skip
 
 
-def _stream_config(m: int, n: int, vectors: bool) -> StreamConfig:
+def _whole(count: int, group: int) -> int:
+    """The least multiple of `group` that is not below `count`."""
+    return -(-count // group) * group
+
+
+def _stream_config(m: int, n: int, target: Target, vectors: bool) -> StreamConfig:
+    blocks = 1
     if not vectors:
-        m_tiles, row_tiles, unroll, blocks = 2, 1, 1, 2
+        m_tiles, unroll, depth = 2, 1, 1
     elif m <= 16:
-        m_tiles, row_tiles, unroll, blocks = (1 if m <= 8 else 2), 1, 2, 2
+        m_tiles, unroll, depth = (1 if m <= 8 else 2), 2, 6
     elif m <= 32:
-        m_tiles, row_tiles, unroll, blocks = 4, 1, 1, 2
+        m_tiles, unroll, depth = 4, 2, 4
     else:
-        m_tiles, row_tiles, unroll, blocks = 8, 1, 1, 1
-    tiles = -(-m // (8 * m_tiles)) * -(-n // (16 * row_tiles))
+        m_tiles, unroll, depth = 8, 1, 8
+    tiles = -(-m // (8 * m_tiles)) * -(-n // 16)
     return StreamConfig(
-        m_tiles=m_tiles, row_tiles=row_tiles, warps=8, unroll=unroll, blocks_a_sm=blocks,
-        vectors=vectors, grid=tiles,
+        m_tiles=m_tiles, warps=8, unroll=unroll, depth=depth, blocks_a_sm=blocks,
+        vectors=vectors, grid=min(tiles, target.sm_count * blocks),
     )  # fmt: skip
 
 

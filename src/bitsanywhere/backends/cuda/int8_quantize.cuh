@@ -5,6 +5,7 @@
 // rows are aligned and multiples of eight; without, a row is read twice. Columns that hold an outlier in
 // any row are marked in a bit mask.
 #include "int8_vector.cuh"
+#include "overlap.cuh"
 
 // Codes beyond k, up to code_width, become zero. code_stride: from row to row. mask: (k + 31) / 32
 // words; not read if the threshold is NaN, which means that there is none.
@@ -72,6 +73,8 @@ INLINE void write_codes(const Arguments& args, const Vector& v, signed char* cod
 #endif
 
 extern "C" __global__ void __launch_bounds__(512, BLOCKS_A_SM) int8_quantize(Arguments args) {
+  await_previous();
+  release_next();
   const i64 step = blockDim.x * 8, start = threadIdx.x * 8;
   for (i64 m = blockIdx.x; m < args.m; m += gridDim.x) {
     const Element* row = args.rows + m * args.k;

@@ -72,7 +72,7 @@ def _launcher(index: int, m: int, k: int, dtype: torch.dtype, aligned: bool) -> 
     target = Target.of(torch.device("cuda", index))
     config = choose(m, k, aligned and k % 8 == 0, target)
     kernel = get_kernel(config.source(dtype), target, index)
-    return kernel.bind((config.grid,), config.threads, 0, _ARGUMENTS)
+    return kernel.bind((config.grid,), config.threads, 0, _ARGUMENTS, overlap=True)
 
 
 def quantize(

@@ -57,12 +57,47 @@ INLINE float mean_of(const double* parts, u32 lane, i64 n) {
   return (float)(sum / (double)n);
 }
 
-INLINE void subtract(Vector& v, float mean, i64 first, i64 n) {
+INLINE void subtract(Vector& v, float mean, u32 first, u32 count) {
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    if (first + i < n) v.words[i] = bits_of(add_rn(float_of(v.words[i]), -mean));
+    if (first + i < count) v.words[i] = bits_of(add_rn(float_of(v.words[i]), -mean));
 }
 #endif
+
+// A tile of `count` elements, and what is made of it. zero: the code of an exact zero.
+template <bool WHOLE>
+INLINE void quantize_tile(const Element* tile, u8* out, float* absmax, u32 count, u32 lane, const u8* table,
+                          u32 zero, float mean) {
+  Vector vectors[UNROLL];
+#pragma unroll
+  for (int v = 0; v < UNROLL; v++) vectors[v] = load_vector(tile, v * WARP_VECTOR + lane * 8, count, WHOLE);
+#if CENTERED
+#pragma unroll
+  for (int v = 0; v < UNROLL; v++) subtract(vectors[v], mean, v * WARP_VECTOR + lane * 8, count);
+#endif
+  float mine = block_absmax(vectors, lane);
+  store_absmax(mine, absmax, count, lane, WHOLE);
+  mine = reciprocal(mine);
+#pragma unroll
+  for (int v = 0; v < UNROLL; v++) {
+    float inverse = of_block(mine, v / BLOCK_VECTORS);
+    replace_unscaled(vectors[v], inverse, -1.0f);
+    u32 words[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      float scaled = mul_rn(element(vectors[v], i), inverse);
+      u32 found = table[grid_point(scaled)];
+      words[i / 4] |= (scaled == 0.0f ? zero : found) << (i % 4 * 8);
+    }
+    u32 first = v * WARP_VECTOR + lane * 8;
+    if (WHOLE) {
+      __stcs(reinterpret_cast<uint2*>(out + first), make_uint2(words[0], words[1]));
+    } else {
+      for (int i = 0; i < 8; i++)
+        if (first + i < count) out[first + i] = (u8)(words[i / 4] >> (i % 4 * 8));
+    }
+  }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 quantize_blockwise(const Element* __restrict__ x, const float* __restrict__ code, u8* __restrict__ out,
@@ -74,46 +109,22 @@ quantize_blockwise(const Element* __restrict__ x, const float* __restrict__ code
   extern __shared__ uint4 shared[];
   const u8* table = reinterpret_cast<const u8*>(shared);
   fill_table(code, shared);
-  u32 zero = zero_code(code);
+  u32 lane = threadIdx.x % 32, zero = zero_code(code);
+  float mean = 0.0f;
 #if CENTERED
-  float mean = mean_of(parts, threadIdx.x % 32, n);
+  mean = mean_of(parts, lane, n);
   if (blockIdx.x == 0 && threadIdx.x == 0) *mean_out = mean;
 #endif
 
-  u32 lane = threadIdx.x % 32;
   i64 tiles = (n + TILE - 1) / TILE;
   i64 warps = (i64)gridDim.x * (blockDim.x / 32);
   for (i64 tile = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; tile < tiles; tile += warps) {
-    i64 base = tile * TILE;
-    bool whole = aligned && base + TILE <= n;
-    Vector vectors[UNROLL];
-#pragma unroll
-    for (int v = 0; v < UNROLL; v++)
-      vectors[v] = load_vector(x, base + v * WARP_VECTOR + lane * 8, n, whole);
-#if CENTERED
-#pragma unroll
-    for (int v = 0; v < UNROLL; v++) subtract(vectors[v], mean, base + v * WARP_VECTOR + lane * 8, n);
-#endif
-    u32 largest[UNROLL];
-    block_absmax(vectors, largest);
-    store_absmax(largest, absmax, base, n, lane);
-#pragma unroll
-    for (int v = 0; v < UNROLL; v++) {
-      float inverse = reciprocal(float_of(largest[v]));
-      u32 words[2] = {0, 0};
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        float scaled = mul_rn(element(vectors[v], i), inverse);
-        u32 found = table[grid_point(scaled)];
-        words[i / 4] |= (scaled == 0.0f ? zero : found) << (i % 4 * 8);
-      }
-      i64 first = base + v * WARP_VECTOR + lane * 8;
-      if (whole) {
-        __stcs(reinterpret_cast<uint2*>(out + first), make_uint2(words[0], words[1]));
-      } else {
-        for (int i = 0; i < 8; i++)
-          if (first + i < n) out[first + i] = (u8)(words[i / 4] >> (i % 4 * 8));
-      }
-    }
+    u64 base = (u64)tile * TILE;
+    u32 count = (u32)min(n - (i64)base, (i64)TILE);
+    float* scales = absmax + base / BLOCKSIZE;
+    if (aligned && count == TILE)
+      quantize_tile<true>(x + base, out + base, scales, count, lane, table, zero, mean);
+    else
+      quantize_tile<false>(x + base, out + base, scales, count, lane, table, zero, mean);
   }
 }

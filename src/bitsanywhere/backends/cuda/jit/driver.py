@@ -25,6 +25,41 @@ _CAPTURE_MODE_RELAXED = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _SHARED_OPTIN = 75, 76, 97
 _JIT_ERROR_LOG, _JIT_ERROR_LOG_BYTES = 5, 6
 _LOG_BYTES = 16384
+_OVERLAPS = 6
+# Since then the driver also captures overlapping launches in graphs.
+_CAPTURES_OVERLAP = (12, 3)
+
+
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute with an integer as its value."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("padding", ctypes.c_int),
+        ("value", ctypes.c_int),
+        ("rest", ctypes.c_int * 15),
+    )
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig: grid, block, shared memory, stream, attributes."""
+
+    _fields_ = (
+        ("dimensions", ctypes.c_uint * 7),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(LaunchAttribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+    @classmethod
+    def overlapping(cls, dimensions: tuple[int, ...], stream: int) -> LaunchConfig:
+        """For a kernel that may begin before the one ahead of it in the stream has ended.
+
+        Such a kernel waits (griddepcontrol.wait) before it touches what may be in use.
+        """
+        attribute = LaunchAttribute(_OVERLAPS, 0, 1)
+        numbers = (ctypes.c_uint * 7)(*dimensions)
+        return cls(numbers, stream or None, ctypes.pointer(attribute), 1)
 
 
 class DriverError(BitsAnywhereError, RuntimeError):
@@ -56,6 +91,8 @@ class Driver:
             ) from error
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self.launch_kernel = self._library.cuLaunchKernel
+        # Of a LaunchConfig, since CUDA 11.8.
+        self.launch_config = getattr(self._library, "cuLaunchKernelEx", None)
         version = ctypes.c_int()
         self._call("cuInit", 0)
         self._call("cuDriverGetVersion", ctypes.byref(version))
@@ -70,6 +107,10 @@ class Driver:
             self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
             numbers.append(value.value)
         return numbers[0], numbers[1]
+
+    def overlaps(self, device_index: int) -> bool:
+        """Whether kernels may be launched to overlap with the ones before: from Hopper on."""
+        return self.version >= _CAPTURES_OVERLAP and self.capability(device_index) >= (9, 0)
 
     def name(self, device_index: int) -> str:
         """The device's product name."""

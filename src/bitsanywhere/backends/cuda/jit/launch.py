@@ -19,7 +19,13 @@ import torch
 
 from bitsanywhere.backends.cuda.jit import nvrtc
 from bitsanywhere.backends.cuda.jit.cache import DiskCache, Image, cache_key
-from bitsanywhere.backends.cuda.jit.driver import WRONG_CONTEXT, Driver, DriverError, driver
+from bitsanywhere.backends.cuda.jit.driver import (
+    WRONG_CONTEXT,
+    Driver,
+    DriverError,
+    LaunchConfig,
+    driver,
+)
 from bitsanywhere.backends.cuda.jit.nvrtc import CompilationError
 from bitsanywhere.backends.cuda.jit.plan import Way, ways
 from bitsanywhere.backends.cuda.jit.signature import coerce
@@ -117,7 +123,7 @@ class LoadedKernel:
             self._failed(code, dimensions, stream, extra)
 
     def bind(
-        self, grid: Sequence[int], block: int, shared: int, layout: str
+        self, grid: Sequence[int], block: int, shared: int, layout: str, overlap: bool = False
     ) -> Callable[..., None]:
         """The kernel with a fixed grid: a function of the stream and the arguments.
 
@@ -127,6 +133,8 @@ class LoadedKernel:
             grid, block, shared: as `launch` takes them.
             layout: `struct` format of the arguments; those of a kernel that takes one structure
                 are its fields.
+            overlap: let it begin, where the chip can, before the kernel ahead of it has ended; it
+                waits itself before it touches what may be in use.
 
         Raises:
             InvalidArgumentError: the layout is not as long as the kernel's parameters, or the grid
@@ -140,12 +148,31 @@ class LoadedKernel:
         pack_into, arguments = struct.Struct(layout).pack_into, self._arguments
         dimensions = _dimensions(grid, block, shared)
         function, start = self._function, self._driver.launch_kernel
+        if overlap and self._driver.overlaps(self.device_index):
+            return self._bind_overlapping(dimensions, layout)
 
         def launch(stream: int, *values: int | bytes) -> None:
             buffer, extra = arguments.buffer_and_extra
             pack_into(buffer, 0, *values)
             queue = ctypes.c_void_p(stream) if stream else _NULL
             code = start(function, *dimensions, queue, None, extra)
+            if code:
+                self._failed(code, dimensions, stream, extra)
+
+        return launch
+
+    def _bind_overlapping(self, dimensions: tuple[int, ...], layout: str) -> Callable[..., None]:
+        pack_into, arguments = struct.Struct(layout).pack_into, self._arguments
+        function, start = self._function, self._driver.launch_config
+
+        @lru_cache(maxsize=64)
+        def config(stream: int) -> LaunchConfig:
+            return LaunchConfig.overlapping(dimensions, stream)
+
+        def launch(stream: int, *values: int | bytes) -> None:
+            buffer, extra = arguments.buffer_and_extra
+            pack_into(buffer, 0, *values)
+            code = start(ctypes.byref(config(stream)), function, None, extra)
             if code:
                 self._failed(code, dimensions, stream, extra)
 
