@@ -119,11 +119,16 @@ class Op:
             return self.without_grad(*args)
 
     def bind(self, device: torch.device, *constants: Any) -> Callable[..., Any] | None:
-        """A kernel's shorter way for calls that share what is no tensor, if it has one.
+        """A kernel's shorter way for calls that share the constants, if it has one.
 
-        gemm_4bit alone has: of (shape, blocksize, quant_type) it makes a function of A, B, bias,
-        absmax, absmax_8bit, absmax_code, absmax_offset. All but A and bias must have been
-        checked and be contiguous; it returns None if A or bias do not fit them.
+        gemm_4bit: of (shape, blocksize, quant_type) it makes a function of A, B, bias, absmax,
+        absmax_8bit, absmax_code, absmax_offset. All but A and bias must have been checked and be
+        contiguous; it returns None if A or bias do not fit them.
+
+        The two multi-tensor updates: of (optimizer_name, p, state1, state2), for 8-bit states also
+        (absmax1, absmax2), it makes a function of the gradients' addresses, then for 8-bit states
+        qmap1 and qmap2, then the numbers. All must have been checked, and the tensors still be
+        where they were.
         """
         kernel = load_backend(device.type)[0].get(self.name)
         return None if kernel is None or kernel.bind is None else kernel.bind(device, *constants)

@@ -23,14 +23,15 @@ from bitsanywhere.functional.paged import GlobalPageManager, get_paged, prefetch
 from bitsanywhere.ops.optimizer_rules import RULES
 from bitsanywhere.optim import state as states
 from bitsanywhere.optim.manager import GlobalOptimManager, MockArgs
+from bitsanywhere.optim.plan import Planner
 from bitsanywhere.optim.settings import SETTINGS, check_bits, checked_defaults, settings, warmed
 from bitsanywhere.optim.update import (
     Batch,
     Numbers,
+    Owner,
     check_finite,
     check_gradient,
     check_state,
-    run,
 )
 
 __all__ = [
@@ -71,6 +72,7 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
 
     def __init__(self, params, defaults, optim_bits=32, is_paged=False):
         super().__init__(params, defaults)
+        self._planner = Planner()
         self.is_paged = is_paged
         self.page_mng = GlobalPageManager.get_instance()
         self._overrides: dict[torch.Tensor, dict[str, Any]] = {}
@@ -89,6 +91,7 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._planner = Planner()
         self.page_mng = GlobalPageManager.get_instance()
         self.initialized = False
 
@@ -116,7 +119,10 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
             with torch.enable_grad():
                 loss = closure()
         self._prepare()
-        self._update(
+        prefetch = self.prefetch_state if self.is_paged else None
+        if self._planner.step(self.param_groups, self.state, self._numbers_of, prefetch):
+            return loss
+        batches = self._update(
             [
                 (group, p, gindex, pindex)
                 for gindex, group in enumerate(self.param_groups)
@@ -124,6 +130,7 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
                 if p.grad is not None
             ]
         )
+        self._planner.learn(self.optimizer_name, self.param_groups, self.state, batches)
         return loss
 
     def _prepare(self) -> None:
@@ -152,6 +159,7 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
 
     def check_overrides(self) -> None:
         """Reads the settings of single parameters from `GlobalOptimManager`."""
+        self._planner.forget()
         params = [p for group in self.param_groups for p in group["params"]]
         self._overrides = {**self._overrides, **self.mng.overrides(params)}
 
@@ -190,37 +198,48 @@ class Optimizer8bit(torch.optim.Optimizer, metaclass=_NamesThePeer):
         """The step of one parameter; `step` does the same for all at once."""
         self._update([(group, p, gindex, pindex)])
 
-    def _update(self, work: list[tuple[dict[str, Any], torch.Tensor, int, int]]) -> None:
+    def _update(self, work: list[tuple[dict[str, Any], torch.Tensor, int, int]]) -> list[Batch]:
+        """Updates parameters of (group, parameter, number of the group, number in it)."""
         grads = [check_gradient(p, f"Parameter {j} of group {i}") for _, p, i, j in work]
         check_finite(grads)
-        rows = RULES[self.optimizer_name].rows
+        rule = RULES[self.optimizer_name]
+        held = []
         for group, p, gindex, pindex in work:
             state = self.state[p]
             if "state1" not in state:
                 self.init_state(group, p, gindex, pindex)
-            check_state(p, state, rows, f"Parameter {pindex} of group {gindex}")
+            check_state(p, state, rule.rows, f"Parameter {pindex} of group {gindex}")
+            held.append(state)
+        shared: dict[int, int] = {}
         numbers: dict[Any, Numbers] = {}
         batches: dict[Any, Batch] = {}
-        for (group, p, gindex, pindex), g in zip(work, grads, strict=True):
-            state = self.state[p]
+        for (_, p, gindex, pindex), g, state in zip(work, grads, held, strict=True):
             step = state["step"] + 1
-            owner = (gindex, step, pindex if p in self._overrides else None)
-            if owner not in numbers:
-                found = self._numbers(self.get_config(gindex, pindex, group), step)
-                numbers[owner] = found
+            alone = self._overrides and p in self._overrides
+            owner = (gindex, pindex if alone else shared.setdefault(gindex, pindex))
+            if (owner, step) not in numbers:
+                numbers[owner, step] = self._numbers_of(owner, step)
+            found = numbers[owner, step]
             self.prefetch_state(p)
             kind = (p.device, p.dtype, state["state1"].dtype)
             maps = (id(state.get("qmap1")), id(state.get("qmap2")))
-            key = (numbers[owner], kind, maps)
-            batch = batches.get(key)
+            batch = batches.get((found, kind, maps))
             if batch is None:
-                batch = batches[key] = Batch(numbers[owner])
+                batch = batches[found, kind, maps] = Batch(found)
+            batch.owners[owner] = None
             batch.p.append(p)
             batch.g.append(g)
             batch.states.append(state)
-        run(self.optimizer_name, batches)
-        for _, p, _, _ in work:
-            self.state[p]["step"] += 1
+        for batch in batches.values():
+            batch.run(self.optimizer_name, rule)
+        for state in held:
+            state["step"] += 1
+        return list(batches.values())
+
+    def _numbers_of(self, owner: Owner, step: int) -> Numbers:
+        gindex, pindex = owner
+        config = self.get_config(gindex, pindex, self.param_groups[gindex])
+        return self._numbers(config, step)
 
     def _numbers(self, config: dict[str, Any], step: int) -> Numbers:
         beta1, beta2, beta3 = (*config["betas"], 0.0, 0.0)[:3]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 
 from bitsanywhere import ops
 from bitsanywhere.errors import DtypeError, InvalidArgumentError
 from bitsanywhere.ops.checks import FLOATS
-from bitsanywhere.ops.optimizer_rules import RULES, Rule
+from bitsanywhere.ops.optimizer_rules import Rule
 from bitsanywhere.ops.registry import Op, is_watched
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+# Whose numbers are meant: a parameter, by the number of its group and its own; for those without
+# settings of their own, the first one of the group.
+Owner = tuple[int, int]
 
 
 class Numbers(NamedTuple):
@@ -40,35 +45,58 @@ class Batch:
     """Parameters that one launch updates: one device, dtype, kind of state and set of numbers."""
 
     numbers: Numbers
+    owners: dict[Owner, None] = field(default_factory=dict)
     p: list[torch.Tensor] = field(default_factory=list)
     g: list[torch.Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+
+    def names(self, rule: Rule) -> tuple[list[str], list[str]]:
+        """What a state's tensors are called, and its codebooks, of which float32 ones have none."""
+        numbers = range(1, rule.states + 1)
+        states = [f"state{i}" for i in numbers]
+        if self.states[0]["state1"].dtype != torch.uint8:
+            return states, []
+        return [*states, *(f"absmax{i}" for i in numbers)], [f"qmap{i}" for i in numbers]
 
     def run(self, optimizer_name: str, rule: Rule) -> None:
         """Updates the parameters and their states."""
         work = [p if p.is_contiguous() else p.contiguous() for p in self.p]
         grads = [g if g.is_contiguous() else g.contiguous() for g in self.g]
-        tensors = (grads, work, self._all("state1"), self._second("state2", rule))
-        if self.states[0]["state1"].dtype == torch.uint8:
-            maps = (self.states[0]["qmap1"], self.states[0]["qmap2"] if rule.states == 2 else None)
-            scales = (self._all("absmax1"), self._second("absmax2", rule))
-            op = ops.optimizer_update_8bit_blockwise_multi
-            _launch(op, optimizer_name, *tensors, *scales, *maps, *self.numbers.in_order())
-        elif self.numbers.max_unorm > 0:
-            self._run_clipped(optimizer_name, *tensors)
+        columns, maps = self._columns(rule)
+        if not maps and self.numbers.max_unorm > 0:
+            self._run_clipped(optimizer_name, grads, work, *columns)
         else:
-            op = ops.optimizer_update_32bit_multi
-            _launch(op, optimizer_name, *tensors, *self.numbers.in_order())
+            rest = (*columns, *maps, *self.numbers.in_order())
+            _launch(self._op(maps), optimizer_name, grads, work, *rest)
         for p, done in zip(self.p, work, strict=True):
             if done is not p:
                 p.copy_(done)
-            torch.autograd.graph.increment_version(p)
+        torch.autograd.graph.increment_version(self.p)
 
-    def _all(self, key: str) -> list[torch.Tensor]:
-        return [state[key] for state in self.states]
+    def bound(self, optimizer_name: str, rule: Rule) -> Optional[Callable[..., None]]:
+        """The launch as a function of the gradients' addresses, the codebooks and the numbers, if
+        the device's backend has one; see `Op.bind`.
 
-    def _second(self, key: str, rule: Rule) -> list[torch.Tensor]:
-        return self._all(key) if rule.states == 2 else []
+        It is for these very tensors, at their addresses, and for contiguous gradients.
+
+        Raises:
+            BackendUnavailable: no kernel runs on the device.
+        """
+        columns, maps = self._columns(rule)
+        return self._op(maps).bind(self.p[0].device, optimizer_name, self.p, *columns)
+
+    def _op(self, maps: Sequence[Any]) -> Op:
+        if maps:
+            return ops.optimizer_update_8bit_blockwise_multi
+        return ops.optimizer_update_32bit_multi
+
+    def _columns(self, rule: Rule) -> tuple[list[list[torch.Tensor]], list[Any]]:
+        """The states' tensors as the ops take them, and the codebooks."""
+        tensors, maps = self.names(rule)
+        given = [f"{kind}{i}" for kind in ("state", "absmax")[: 1 + bool(maps)] for i in (1, 2)]
+        columns = [[state[key] for state in self.states] if key in tensors else [] for key in given]
+        first = self.states[0]
+        return columns, [first[key] if key in maps else None for key in ("qmap1", "qmap2") if maps]
 
     def _run_clipped(
         self,
@@ -90,7 +118,7 @@ class Batch:
 
 def _launch(op: Op, name: str, g: list[torch.Tensor], p: list[torch.Tensor], *rest: Any) -> None:
     """Calls an op, whose arguments need no second check unless they are of a class of their own."""
-    if is_watched() or any(type(x) not in (torch.Tensor, torch.nn.Parameter) for x in p):
+    if is_watched() or any(type(x) not in PLAIN for x in p):
         op(name, g, p, *rest)
     else:
         op.trusted(name, g, p, *rest)
@@ -154,9 +182,3 @@ def check_state(p: torch.Tensor, state: Mapping[str, Any], rows: int, where: str
             "The parameter was moved or replaced after the first step.",
             "Move the model before training, or call optimizer.to_gpu() afterwards.",
         )
-
-
-def run(optimizer_name: str, batches: Mapping[Any, Batch]) -> None:
-    """Runs all batches of a step."""
-    for batch in batches.values():
-        batch.run(optimizer_name, RULES[optimizer_name])

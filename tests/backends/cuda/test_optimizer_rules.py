@@ -112,13 +112,19 @@ def rows_of(table: bytes) -> list[tuple[int, ...]]:
     return list(struct.iter_unpack("<7qII", table))
 
 
+def tables(rule, g, p, *states) -> list[tuple[bytes, int]]:
+    """The tables and their numbers of blocks, one a launch."""
+    made = optimizer_tensors.Tables(rule, p, *states)
+    return list(zip(made.fill(optimizer_tensors.addresses(g)), made.blocks, strict=True))
+
+
 def test_tables_describe_the_tensors():
     sizes = (1, 0, 256, 1000, 513)
     p = [torch.zeros(n + 8, dtype=torch.bfloat16)[:n] for n in sizes]
     p[3] = torch.zeros(1001, dtype=torch.bfloat16)[1:]
     g, state1, state2 = ([torch.zeros(n) for n in sizes] for _ in range(3))
     absmax = [torch.zeros(4) for _ in sizes]
-    ((table, blocks),) = optimizer_tensors.tables(0, g, p, state1, state2, absmax, absmax)
+    ((table, blocks),) = tables(0, g, p, state1, state2, absmax, absmax)
     rows = rows_of(table)
     assert len(rows) == 5
     used = [0, 2, 3, 4]
@@ -131,17 +137,31 @@ def test_tables_describe_the_tensors():
     assert [row[8] for row in rows[:4]] == [0, 1, 0, 2]
 
 
+def test_tables_are_filled_anew_each_step():
+    """What one step's gradients were leaves no trace in the next one's."""
+    p = [torch.zeros(n) for n in (512, 0, 300, 256)]
+    whole = [2, 1, 1]
+    made = optimizer_tensors.Tables(0, p, p, p)
+    for shift, expected in ((0, whole), (4, [0, 1, 0]), (0, whole)):
+        g = [4096 + shift, 1, 8192, 16384 + shift]
+        (table,) = made.fill(g)
+        rows = rows_of(table)
+        assert [row[0] for row in rows] == [g[0], g[2], g[3], 0]
+        assert [row[7] for row in rows] == [0, 2, 4, 5]
+        assert [row[8] for row in rows[:3]] == expected
+
+
 def test_the_second_average_must_be_aligned_too():
     for count, whole in ((1000, 3), (1001, 0)):
         p, state = torch.zeros(count), torch.zeros(2, count)
-        ((table, _),) = optimizer_tensors.tables(1, [p], [p], [state], [p])
+        ((table, _),) = tables(1, [p], [p], [state], [p])
         assert rows_of(table)[0][8] == whole
 
 
 def test_many_tensors_take_several_tables():
     count = 2 * MOST_TENSORS + 3
     p = [torch.zeros(300) for _ in range(count)]
-    made = list(optimizer_tensors.tables(5, p, p, p, []))
+    made = tables(5, p, p, p, [])
     assert [blocks for _, blocks in made] == [2 * MOST_TENSORS] * 2 + [6]
     addresses = [row[1] for table, _ in made for row in rows_of(table)[:-1]]
     assert addresses == [x.data_ptr() for x in p]
@@ -151,7 +171,7 @@ def test_many_tensors_take_several_tables():
 
 def test_nothing_is_launched_for_empty_tensors():
     p = [torch.zeros(0)]
-    assert list(optimizer_tensors.tables(0, p, p, p, p)) == []
+    assert tables(0, p, p, p, p) == []
 
 
 @pytest.mark.parametrize("target", ["t4", "rtx3090", "orin-nano", "h100", "rtx5090"])

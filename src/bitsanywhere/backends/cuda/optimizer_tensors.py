@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 import torch
 
@@ -29,44 +32,58 @@ ADEMAMIX = 1
 Tensors = Sequence[torch.Tensor]
 
 
-def tables(
-    rule: int,
-    g: Tensors,
-    p: Tensors,
-    state1: Tensors,
-    state2: Tensors,
-    absmax1: Tensors = (),
-    absmax2: Tensors = (),
-) -> Iterator[tuple[bytes, int]]:
-    """The structure Tensors of optimizer_tensors.cuh and its blocks of 256 elements, one a launch.
+class Tables:
+    """The structures Tensors of optimizer_tensors.cuh, one a launch, without their gradients.
 
     Args:
         rule: of `NUMBERS`.
-        state2, absmax1, absmax2: empty if there are none.
+        p: parameters.
+        states: state1, state2, absmax1, absmax2, each as long as `p` or empty; the last two may be
+            left out.
+
+    Attributes:
+        blocks: of 256 elements, of each launch.
     """
-    columns = [
-        list(map(torch.Tensor.data_ptr, column)) or [0] * len(p)
-        for column in (g, p, state1, state2, absmax1, absmax2)
-    ]
-    # AdEMAMix: the second half of state1 must be aligned too.
-    odd = 7 if rule == ADEMAMIX else 0
-    rows: list[int] = []
-    blocks = 0
-    for a, b, c, d, e, f, count in zip(*columns, map(torch.Tensor.numel, p)):
-        if not count:
-            continue
-        vectors = 0 if (a | b | c | d) & 15 or count & odd else count // BLOCKSIZE
-        rows += a, b, c, d, e, f, count, blocks | vectors << 32
-        blocks += -(-count // BLOCKSIZE)
-        if len(rows) == 8 * MOST_TENSORS:
-            yield _packed(rows, blocks), blocks
-            rows, blocks = [], 0
-    if rows:
-        yield _packed(rows, blocks), blocks
+
+    def __init__(self, rule: int, p: Tensors, *states: Tensors) -> None:
+        columns = [addresses(column) or [0] * len(p) for column in (p, *states)]
+        columns += [[0] * len(p)] * (5 - len(columns))
+        # AdEMAMix: the second half of state1 must be aligned too.
+        odd = 7 if rule == ADEMAMIX else 0
+        counts = list(map(torch.Tensor.numel, p))
+        self._filled = [i for i, count in enumerate(counts) if count]
+        self._all_filled = len(self._filled) == len(p)
+        self._tables: list[array[int]] = []
+        self.blocks: list[int] = []
+        for start in range(0, len(self._filled), MOST_TENSORS):
+            rows, blocks = array("q"), 0
+            for i in self._filled[start : start + MOST_TENSORS]:
+                a, b, c, d, e = (column[i] for column in columns)
+                count = counts[i]
+                vectors = 0 if (a | b | c) & 15 or count & odd else count // BLOCKSIZE
+                rows.extend((0, a, b, c, d, e, count, blocks | vectors << 32))
+                blocks += -(-count // BLOCKSIZE)
+            rows.extend((0, 0, 0, 0, 0, 0, 0, blocks))
+            self._tables.append(rows)
+            self.blocks.append(blocks)
+
+    def fill(self, g: Sequence[int]) -> Iterator[bytes]:
+        """The structures for gradients at these addresses."""
+        if not self._all_filled:
+            g = [g[i] for i in self._filled]
+        for start, rows in zip(range(0, len(g), MOST_TENSORS), self._tables):
+            table, part = rows[:], array("q", g[start : start + MOST_TENSORS])
+            table[0:-8:8] = part
+            if reduce(or_, part) & 15:
+                for i, address in enumerate(part):
+                    if address & 15:
+                        table[8 * i + 7] &= 0xFFFFFFFF
+            yield table.tobytes()
 
 
-def _packed(rows: list[int], blocks: int) -> bytes:
-    return struct.pack(f"<{len(rows) + 8}q", *rows, 0, 0, 0, 0, 0, 0, 0, blocks)
+def addresses(tensors: Tensors) -> list[int]:
+    """Where the tensors' data are."""
+    return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def packed_settings(optimizer_name: str, h: Settings) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -10,9 +11,10 @@ from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, current_s
 from bitsanywhere.backends.cuda.optimizer_tensors import (
     MOST_TENSORS,
     NUMBERS,
+    Tables,
     Tensors,
+    addresses,
     packed_settings,
-    tables,
 )
 from bitsanywhere.backends.cuda.parameters import DTYPES, grid_size
 from bitsanywhere.backends.cuda.workspace import workspace
@@ -60,6 +62,44 @@ def _norm_plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, int]:
     return get_kernel(norm_source(dtype), target, index), target.sm_count * 8
 
 
+class Update:
+    """The update of some parameters, with everything but their gradients and the step's numbers;
+    see `Op.bind`.
+
+    Args: those of the op, as lists.
+    """
+
+    def __init__(self, optimizer_name: str, p: Tensors, state1: Tensors, state2: Tensors) -> None:
+        self._name, self._index = optimizer_name, p[0].get_device()
+        rule = NUMBERS[optimizer_name]
+        kernel, most = _plan(self._index, rule, p[0].dtype)
+        self._tables = Tables(rule, p, state1, state2)
+        grids = [grid_size(-(-blocks // (THREADS // 32)), most) for blocks in self._tables.blocks]
+        self._launches = [kernel.bind((grid,), THREADS, 0, kernel.layout) for grid in grids]
+
+    def __call__(self, g: Sequence[int], *numbers: float) -> None:
+        settings = packed_settings(self._name, Settings(*numbers))  # type: ignore[arg-type]
+        self.launch(g, settings, 0, 0.0)
+
+    def launch(self, g: Sequence[int], settings: bytes, unorm: int, allowed: float) -> None:
+        """The launches.
+
+        Args:
+            g: addresses of the gradients.
+            settings: see `packed_settings`.
+            unorm: address of the sum of squares of the update, or 0.
+            allowed: the largest norm.
+        """
+        stream, tables = current_stream(self._index), self._tables
+        for launch, table, blocks in zip(self._launches, tables.fill(g), tables.blocks):
+            launch(stream, table, settings, unorm, allowed, blocks)
+
+
+def bind(device: torch.device, optimizer_name: str, *tensors: Tensors) -> Update:
+    """See `Update`; the device is that of the parameters."""
+    return Update(optimizer_name, *tensors)
+
+
 def run_multi(
     optimizer_name: str,
     g: Tensors,
@@ -69,8 +109,7 @@ def run_multi(
     *numbers: float,
 ) -> None:
     """Moves all parameters and states in place; numbers: the fields of `Settings`."""
-    settings = packed_settings(optimizer_name, Settings(*numbers))  # type: ignore[arg-type]
-    _launch(NUMBERS[optimizer_name], g, p, state1, state2, settings, 0, 0.0)
+    Update(optimizer_name, p, state1, state2)(addresses(g), *numbers)
 
 
 def run(
@@ -91,30 +130,12 @@ def run(
     h = Settings(*numbers) if len(numbers) == 10 else Settings(*numbers, False)  # type: ignore
     second = [] if state2 is None else [state2]
     unorm = 0
-    rule, settings = NUMBERS[optimizer_name], packed_settings(optimizer_name, h)
+    settings = packed_settings(optimizer_name, h)
     if max_unorm > 0 and unorm_vec is not None and p.numel():
         unorm = unorm_vec.data_ptr()
-        _norm(rule, g, p, state1, second, settings, unorm)
-    _launch(rule, [g], [p], [state1], second, settings, unorm, max_unorm * param_norm)
-
-
-def _launch(
-    rule: int,
-    g: Tensors,
-    p: Tensors,
-    state1: Tensors,
-    state2: Tensors,
-    settings: bytes,
-    unorm: int,
-    allowed: float,
-) -> None:
-    index = p[0].get_device()
-    kernel, most = _plan(index, rule, p[0].dtype)
-    stream = current_stream(index)
-    for tensors, blocks in tables(rule, g, p, state1, state2):
-        grid = grid_size(-(-blocks // (THREADS // 32)), most)
-        arguments = (tensors, settings, unorm, allowed, blocks)
-        kernel.launch((grid,), THREADS, 0, stream, arguments)
+        _norm(NUMBERS[optimizer_name], g, p, state1, second, settings, unorm)
+    update = Update(optimizer_name, [p], [state1], second)
+    update.launch(addresses([g]), settings, unorm, max_unorm * param_norm)
 
 
 def _norm(
@@ -131,7 +152,7 @@ def _norm(
     stream = current_stream(index)
     grid = grid_size(-(-p.numel() // THREADS), most)
     partial, arrivals = workspace(index, stream, 2 * grid).addresses
-    for tensors, _ in tables(rule, [g], [p], [state1], state2):
+    for tensors in Tables(rule, [p], [state1], state2).fill(addresses([g])):
         arguments = (tensors, settings, rule, partial, arrivals, unorm)
         kernel.launch((grid,), THREADS, 0, stream, arguments)
 
@@ -142,4 +163,4 @@ def why_not(*args: object) -> str | None:
 
 
 KERNEL = Kernel(run=run, why_not=why_not)
-KERNEL_MULTI = Kernel(run=run_multi, why_not=why_not)
+KERNEL_MULTI = Kernel(run=run_multi, why_not=why_not, bind=bind)

@@ -4,6 +4,7 @@ optimizer_update_8bit_blockwise.cuh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,9 +16,10 @@ from bitsanywhere.backends.cuda.optimizer_tensors import (
     MOST_TENSORS,
     NUMBERS,
     TWO_STATES,
+    Tables,
     Tensors,
+    addresses,
     packed_settings,
-    tables,
 )
 from bitsanywhere.backends.cuda.parameters import DTYPES, grid_size
 from bitsanywhere.ops.optimizer_rules import Settings
@@ -90,6 +92,51 @@ def _plan(index: int, rule: int, dtype: torch.dtype) -> tuple[LoadedKernel, Conf
     return get_kernel(source(rule, dtype, config), target, index), config
 
 
+class Update:
+    """The update of some parameters, with everything but their gradients and the step's numbers;
+    see `Op.bind`.
+
+    Args: those of the op, as lists.
+    """
+
+    def __init__(
+        self,
+        optimizer_name: str,
+        p: Tensors,
+        state1: Tensors,
+        state2: Tensors,
+        absmax1: Tensors,
+        absmax2: Tensors,
+    ) -> None:
+        self._name, self._index = optimizer_name, p[0].get_device()
+        rule = NUMBERS[optimizer_name]
+        kernel, config = _plan(self._index, rule, p[0].dtype)
+        self._tables = Tables(rule, p, state1, state2, absmax1, absmax2)
+        grids = [
+            grid_size(-(-blocks // (config.threads // 32)), config.blocks)
+            for blocks in self._tables.blocks
+        ]
+        self._launches = [
+            kernel.bind((grid,), config.threads, config.shared_memory, kernel.layout)
+            for grid in grids
+        ]
+
+    def __call__(
+        self, g: Sequence[int], qmap1: torch.Tensor, qmap2: torch.Tensor | None, *numbers: float
+    ) -> None:
+        settings = packed_settings(self._name, Settings(*numbers))  # type: ignore[arg-type]
+        stream = current_stream(self._index)
+        maps = qmap1.data_ptr(), 0 if qmap2 is None else qmap2.data_ptr()
+        tables = self._tables
+        for launch, table, blocks in zip(self._launches, tables.fill(g), tables.blocks):
+            launch(stream, table, settings, *maps, blocks)
+
+
+def bind(device: torch.device, optimizer_name: str, *tensors: Tensors) -> Update:
+    """See `Update`; the device is that of the parameters."""
+    return Update(optimizer_name, *tensors)
+
+
 def run_multi(
     optimizer_name: str,
     g: Tensors,
@@ -103,15 +150,8 @@ def run_multi(
     *numbers: float,
 ) -> None:
     """Moves all parameters and states in place; numbers: the fields of `Settings`."""
-    settings = packed_settings(optimizer_name, Settings(*numbers))  # type: ignore[arg-type]
-    rule, index = NUMBERS[optimizer_name], p[0].get_device()
-    kernel, config = _plan(index, rule, p[0].dtype)
-    stream = current_stream(index)
-    maps = qmap1.data_ptr(), 0 if qmap2 is None else qmap2.data_ptr()
-    for tensors, blocks in tables(rule, g, p, state1, state2, absmax1, absmax2):
-        grid = grid_size(-(-blocks // (config.threads // 32)), config.blocks)
-        arguments = (tensors, settings, *maps, blocks)
-        kernel.launch((grid,), config.threads, config.shared_memory, stream, arguments)
+    update = Update(optimizer_name, p, state1, state2, absmax1, absmax2)
+    update(addresses(g), qmap1, qmap2, *numbers)
 
 
 def run(
@@ -149,4 +189,4 @@ def why_not(*args: object) -> str | None:
 
 
 KERNEL = Kernel(run=run, why_not=why_not)
-KERNEL_MULTI = Kernel(run=run_multi, why_not=why_not)
+KERNEL_MULTI = Kernel(run=run_multi, why_not=why_not, bind=bind)

@@ -80,13 +80,15 @@ class LoadedKernel:
         image: what was loaded: entry point, architecture, parameters.
         device_index: the device, as torch numbers it.
         way: how it was obtained, for `doctor`.
+        layout: `struct` format of the parameters.
     """
 
     def __init__(self, image: Image, device_index: int, way: str, of_driver: Driver) -> None:
         self.image, self.device_index, self.way = image, device_index, way
         self._driver = of_driver
         self._function = of_driver.load(image.data, image.entry, device_index)
-        self._layout = struct.Struct(image.parameters)
+        self.layout = image.parameters
+        self._layout = struct.Struct(self.layout)
         self._arguments = _Arguments(self._layout.size)
 
     def launch(
