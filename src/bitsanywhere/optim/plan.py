@@ -98,7 +98,8 @@ class Part:
         numbers, *others = [numbers_of(owner, steps[0] + 1) for owner in self.owners]
         if any(other != numbers for other in others) or (self.may_clip and numbers.max_unorm > 0):
             return None
-        return Ready(self, states, _addresses(gradients), [column[0] for column in maps], numbers)
+        codebooks = [column[0] for column in maps] + [None] * (len(maps) == 1)
+        return Ready(self, states, _addresses(gradients), codebooks, numbers)
 
 
 class Plan:
