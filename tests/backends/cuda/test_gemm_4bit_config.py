@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -35,8 +37,8 @@ SHAPES = [
 def test_every_choice_is_possible_and_compiled(name, dtype, blocksize):
     target = known(name)
     sources = {config.source(dtype) for config in every_config(dtype, target)}
-    for m, n, k in SHAPES:
-        config = choose(m, n, k, dtype, blocksize, target)
+    for (m, n, k), nested in product(SHAPES, (False, True)):
+        config = choose(m, n, k, dtype, blocksize, target, nested=nested)
         if isinstance(config, DequantizeConfig):
             assert m > 16
             continue
@@ -57,7 +59,9 @@ def test_every_choice_is_possible_and_compiled(name, dtype, blocksize):
         else:
             assert config.chunk % 16 == 0
             assert config.step_k % (config.chunk * config.warps_k) == 0
-            assert config.producers * 32 % (config.step_k // 32) == 0
+            # All producers copy the same part of a row, of the weight and of activations.
+            assert config.producers * 32 % (config.step_k // 8) == 0
+            assert config.tile_n % (config.producers * 32 // (config.step_k // 32)) == 0
 
 
 def test_tensor_cores_wherever_they_can_serve():

@@ -96,7 +96,7 @@ def sources_for(
     for n, k, dtype, blocksize, _, nested in weights:
         found[source(dtype, nested)] = None
         for m in rows:
-            config = choose(m, n, k, dtype, blocksize, target)
+            config = choose(m, n, k, dtype, blocksize, target, nested=nested)
             if not isinstance(config, DequantizeConfig):
                 found[config.source(dtype)] = None
     return list(found)

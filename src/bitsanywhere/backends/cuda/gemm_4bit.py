@@ -39,6 +39,7 @@ class Plan(NamedTuple):
 
     Attributes:
         size, dtype: of the activations.
+        nested: the scales are quantized too.
         m: rows.
         result: size of the result.
         launch: the kernel, of a stream and the fields of its arguments; None where the weight is
@@ -51,6 +52,7 @@ class Plan(NamedTuple):
 
     size: torch.Size
     dtype: torch.dtype
+    nested: bool = False
     m: int = 0
     result: tuple[int, ...] = ()
     launch: Callable[..., None] | None = None
@@ -61,11 +63,18 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _kernel(
-    index: int, m: int, n: int, k: int, dtype: torch.dtype, blocksize: int, aligned: bool
+    index: int,
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    blocksize: int,
+    aligned: bool,
+    nested: bool,
 ) -> tuple[Callable[..., None] | None, int, int, int]:
     """`launch`, `floats`, `stages` and `box_rows` of a `Plan`."""
     target = Target.of(torch.device("cuda", index))
-    config = choose(m, n, k, dtype, blocksize, target, aligned)
+    config = choose(m, n, k, dtype, blocksize, target, aligned, nested)
     if isinstance(config, DequantizeConfig):
         return None, 0, 0, 0
     kernel = get_kernel(config.source(dtype), target, index)
@@ -113,10 +122,11 @@ class Product:
             out: contiguous, of that dtype and shape; None for a new tensor.
         """
         weights, size, plan = B.data_ptr(), A.shape, self._last
+        is_nested = absmax_8bit is not None
         if weights % 16:
-            plan = self._plan(size, A.dtype, aligned=False)
-        elif size != plan.size or A.dtype is not plan.dtype:
-            plan = self._plan(size, A.dtype, aligned=True)
+            plan = self._plan(size, A.dtype, is_nested, aligned=False)
+        elif size != plan.size or A.dtype is not plan.dtype or is_nested is not plan.nested:
+            plan = self._plan(size, A.dtype, is_nested, aligned=True)
             self._last = plan or self._last
         if plan is None:
             return None
@@ -160,15 +170,18 @@ class Product:
         )  # fmt: skip
         return result
 
-    def _plan(self, size: torch.Size, dtype: torch.dtype, aligned: bool) -> Plan | None:
+    def _plan(
+        self, size: torch.Size, dtype: torch.dtype, nested: bool, aligned: bool
+    ) -> Plan | None:
         """The plan for activations, None if there is none."""
         if not size or size[-1] != self._k or dtype not in DTYPES:
             return None
         m, result = size[:-1].numel(), (*size[:-1], self._n)
         if m == 0 or self._n == 0:
-            return Plan(size, dtype, m, result)
-        launch = _kernel(self._index, m, self._n, self._k, dtype, self._blocksize, aligned)
-        return Plan(size, dtype, m, result, *launch)
+            return Plan(size, dtype, nested, m, result)
+        shape = m, self._n, self._k
+        launch = _kernel(self._index, *shape, dtype, self._blocksize, aligned, nested)
+        return Plan(size, dtype, nested, m, result, *launch)
 
     def _multiply_dense(
         self,

@@ -212,14 +212,17 @@ def choose(
     blocksize: int,
     target: Target,
     aligned: bool = True,
+    nested: bool = False,
 ) -> Config:
     """The way to multiply (m, k) activations with an (n, k) weight on a chip.
 
-    The numbers below were measured on an H100 (weights of 2^24, 2^26 and 2^28 elements): up to
-    so many batch rows, decoding weights in the kernel beats decoding them once into memory.
+    The numbers below were measured on an H100 and an H200 (weights of 2^24, 2^26 and 2^28
+    elements): up to so many batch rows, decoding weights in the kernel beats decoding them once
+    into memory.
 
     Args:
         aligned: the packed weight's address is a multiple of 16.
+        nested: the scales are quantized too.
     """
     tensor_cores = dtype == torch.float16 or (dtype == torch.bfloat16 and target.major >= 8)
     chunk = 64 if blocksize >= 64 and k % 64 == 0 else 32
@@ -229,7 +232,7 @@ def choose(
             possible = n % 2 == 0 and m <= 1024
             return _wgmma_config(m, n, k, chunk, target) if possible else DequantizeConfig()
         if m <= 64 or (m <= 128 and not small and target.major >= 8):
-            return _tensor_config(m, n, k, chunk, target)
+            return _tensor_config(m, n, k, chunk, target, nested)
     if m <= 16:
         return _general_config(m, n, aligned and k % 8 == 0)
     return DequantizeConfig()
@@ -243,7 +246,11 @@ def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
         for n in (4096, 32768, 32 * target.sm_count, 64 * target.sm_count, 128 * target.sm_count)
         for k in (4096, 4128, 8192, 8224, 1000, 999)
     ]
-    configs = [choose(*shape, dtype, 64, target) for shape in shapes]
+    configs = [
+        choose(*shape, dtype, 64, target, nested=nested)
+        for shape in shapes
+        for nested in (False, True)
+    ]
     return [config for config in configs if not isinstance(config, DequantizeConfig)]
 
 
@@ -280,31 +287,35 @@ def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaCo
     return configs[0]
 
 
-def _tensor_config(m: int, n: int, k: int, chunk: int, target: Target) -> TensorConfig:
+def _tensor_config(
+    m: int, n: int, k: int, chunk: int, target: Target, nested: bool
+) -> TensorConfig:
     """The first wish that fits the chip's shared memory, with as many stages as do."""
     m_tiles = 1 if m <= 8 else 2 if m <= 16 and chunk == 64 else 4 if m <= 32 or chunk == 32 else 8
     base = TensorConfig(
         m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
         batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=8, table_stride=128, grid=1,
     )  # fmt: skip
-    wide = {"step_k": 512}
-    if m_tiles == 1:
-        wide |= {"warps_k": 2, "producers": 8 if target.major == 9 else 4}
+    wishes: list[dict[str, int]] = []
     # Chunks of 32 are rare, and not worth kernels of their own for each shape.
-    if m <= 16 and chunk == 64:
-        for wish in ({"warps": 2, "warps_k": 4, "step_k": 512}, wide):
-            config = _fitted(replace(base, **wish), target)
-            if config is not None:
-                tiles = -(-n // config.tile_n)
-                # A tile for each block, and nothing to sum up between them.
-                if 0.8 * target.sm_count <= tiles <= target.sm_count:
-                    return replace(config, grid=tiles)
-    if m_tiles <= 2:
-        wishes: list[dict[str, int]] = [wide]
+    if m_tiles <= 2 and chunk == 64 and target.shared_memory >= 160 * 1024:
+        large = n * k >= 1 << 25
+        tall: dict[str, int] = {"row_tiles": 2, "warps": 4, "warps_k": 2, "table_stride": 256}
+        if m_tiles == 1 and large:
+            # Nested scales keep more producers busy.
+            tall |= {"step_k": 512, "producers": 4 if nested else 2}
+        thin = {"warps": 2, "warps_k": 4, "step_k": 512, "table_stride": 256}
+        if m == 1 and not large and not nested:
+            config = _fitted(replace(base, **thin), target)
+            if config is not None and 0.8 * target.sm_count <= _tiles(config, m, n):
+                return replace(config, grid=_grid(config, m, n, k, target.sm_count))
+        wishes += [tall]
+    if m_tiles == 1:
+        wishes += [{"step_k": 512, "warps_k": 2}]
     elif m_tiles == 4 and n * k >= 1 << 27 and chunk == 64:
-        wishes = [{"row_tiles": 2}]
-    else:
-        wishes = [{}] if m_tiles == 4 else [{"step_k": 128}]
+        wishes += [{"row_tiles": 2}]
+    elif m_tiles == 8:
+        wishes += [{"step_k": 128}]
     small = {"producers": 1, "step_k": 128}
     wishes += [
         {},

@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from bitsanywhere.backends.cuda.jit.driver import driver
 from bitsanywhere.formats import cached_tensor, codebook4
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -15,7 +16,15 @@ Defines = tuple[tuple[str, "str | int"], ...]
 @cache
 def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     """The 16 float32 values of a 4-bit format by code; shared, never written to."""
-    return cached_tensor(codebook4(quant_type), device)
+    if not torch.cuda.is_current_stream_capturing():
+        return cached_tensor(codebook4(quant_type), device)
+    # Not part of the capture, whose replays would be needed to fill it.
+    values = codebook4(quant_type).tensor(torch.device("cpu"))
+    stream = torch.cuda.Stream(device)
+    with torch.inference_mode(False), torch.cuda.stream(stream):
+        tensor = torch.empty_like(values, device=device)
+        driver().upload(values, tensor.data_ptr(), stream.cuda_stream, device.index)
+    return tensor
 
 
 @cache

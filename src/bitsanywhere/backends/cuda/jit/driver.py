@@ -12,9 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitsanywhere.errors import BackendUnavailable, BitsAnywhereError
+
+if TYPE_CHECKING:
+    import torch
 
 # What cuLaunchKernel says of a function of another context than the current one, or where there is
 # none: invalid context, invalid handle (measured on two H100, driver 580), context destroyed.
@@ -184,6 +187,20 @@ class Driver:
                 "cuMemsetD8Async", ctypes.c_void_p(address), 0, ctypes.c_size_t(size),
                 ctypes.c_void_p(stream),
             )  # fmt: skip
+
+    def upload(self, source: torch.Tensor, address: int, stream: int, device_index: int) -> None:
+        """Copies a tensor from the CPU to a device and waits for it.
+
+        Args:
+            stream: that is not being captured; others may be.
+        """
+        with self.current(device_index), self._relaxed_capture():
+            self._call(
+                "cuMemcpyHtoDAsync_v2", ctypes.c_void_p(address),
+                ctypes.c_void_p(source.data_ptr()), ctypes.c_size_t(source.nbytes),
+                ctypes.c_void_p(stream),
+            )  # fmt: skip
+            self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def capture_id(self, stream: int) -> int:
         """A number, not 0, of the graph capture that is under way on a stream."""
