@@ -13,7 +13,8 @@ from bitsanywhere.targets import Target
 
 # Stands for the sums themselves, where a dtype of the result is asked for.
 RAW = torch.int32
-# Of int8_wgmma.cuh, by weight rows of a tile, the widest first: stages, and blocks on a multiprocessor.
+# Of int8_wgmma.cuh, by weight rows of a tile, the widest first: stages, and blocks that a
+# multiprocessor holds.
 _PIPELINES = {256: (4, 1), 224: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}
 
 
