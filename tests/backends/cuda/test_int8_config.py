@@ -45,16 +45,21 @@ def test_every_choice_is_possible_and_compiled(name, aligned):
             continue
         assert all(config.source(dtype) in sources for dtype in (torch.bfloat16, RAW))
         assert config.threads <= 1024
-        assert config.grid * config.tile_m * config.tile_n >= m * n
         assert config.grid < 2**31
         if isinstance(config, WgmmaConfig):
             assert target.arch == "sm_90"
             assert aligned
             assert k % 16 == 0
+            assert config.grid * config.tile_m * config.tile_n >= m * n
+            assert config.grid % (config.cluster[0] * config.cluster[1]) == 0
+            # Every block fetches whole groups of 8 rows, which the swizzle wants.
+            assert all(box % 8 == 0 and 0 < box <= 256 for box in config.boxes)
             blocks = config.blocks_a_sm
             assert config.shared_memory <= (target.shared_memory + 1024) // blocks - 1024
         else:
             assert config.vectors == (aligned and k % 16 == 0 < k)
+            # No block without a tile: each has to count itself as done.
+            assert 1 <= config.grid <= -(-m // config.tile_m) * -(-n // config.tile_n)
 
 
 def test_what_serves_whom():

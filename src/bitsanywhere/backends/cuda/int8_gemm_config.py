@@ -13,6 +13,9 @@ from bitsanywhere.targets import Target
 
 # Stands for the sums themselves, where a dtype of the result is asked for.
 RAW = torch.int32
+# Of int8_wgmma.cuh, by weight rows of a tile, the widest first: stages, and blocks that a
+# multiprocessor holds.
+_PIPELINES = {256: (4, 1), 224: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,11 @@ def dequant_grid(m: int, n: int) -> int:
 
 def every_config(target: Target) -> list[KernelConfig]:
     """Configurations that stand for all that `choose` may return, as far as kernels go."""
+    fitting = [tile_n * target.sm_count for tile_n in _PIPELINES]
     found = [
         choose(m, n, k, target)
-        for m in (1, 16, 32, 64, 128, 1024, 8192)
-        for n in (64, *(tile_n * target.sm_count for tile_n in (32, 64, 128, 256)))
+        for m in (1, 16, 32, 64, 128, 256)
+        for n in (64, *fitting, *(n // 2 for n in fitting))
         for k in (4096, 4100)
     ]
     return [config for config in found if not isinstance(config, LibraryConfig)]
@@ -170,13 +174,20 @@ def every_config(target: Target) -> list[KernelConfig]:
 
 def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
     warpgroups = 1 if m <= 64 else 2
-    rows = -(-m // (64 * warpgroups))
-    # The widest tiles of which there are enough for most of the chip.
-    tile_n = 256 if warpgroups == 2 else 64
-    while tile_n > 32 and rows * -(-n // tile_n) < 0.8 * target.sm_count:
-        tile_n //= 2
-    stages, blocks = {256: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}[tile_n]
-    cluster = (2, 1) if rows % 2 == 0 else (1, 2)
+    tile_m = 64 * warpgroups
+    rows = -(-m // tile_m)
+
+    def longest(tile_n: int) -> int:
+        """What the multiprocessor with the most tiles has to do."""
+        return -(-rows * -(-n // tile_n) // target.sm_count) * tile_n
+
+    # The widest tiles, which move the fewest bytes, of those that are shared out well.
+    tiles = [tile_n for tile_n in _PIPELINES if warpgroups == 2 or tile_n <= 64]
+    best = min(map(longest, tiles))
+    tile_n = next(tile_n for tile_n in tiles if longest(tile_n) <= 1.1 * best)
+    stages, blocks = _PIPELINES[tile_n]
+    # The larger part of a step's codes is fetched together.
+    cluster = (2, 1) if rows % 2 == 0 and tile_n >= tile_m else (1, 2)
     return WgmmaConfig(
         warpgroups=warpgroups, tile_n=tile_n, cluster=cluster, stages=stages, blocks_a_sm=blocks,
         grid=_whole(rows, cluster[0]) * _whole(-(-n // tile_n), cluster[1]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitsanywhere.backends.cuda.jit import KernelSource, nvrtc
-from bitsanywhere.backends.cuda.jit.driver import DriverError
+from bitsanywhere.backends.cuda.jit.driver import DriverError, LaunchConfig
 from bitsanywhere.errors import BackendUnavailable
 
 SOURCES = Path(__file__).parent / "sources"
@@ -57,7 +57,7 @@ class FakeDriver:
 
     def __init__(self, capability=(8, 7), refuse=lambda image: False, codes=()):
         self._capability, self._refuse, self._codes = capability, refuse, list(codes)
-        self.loaded, self.launches, self.events = [], [], []
+        self.loaded, self.launches, self.events, self.attributes = [], [], [], []
 
     def capability(self, device_index):
         return self._capability
@@ -70,6 +70,16 @@ class FakeDriver:
             raise DriverError("cuModuleLoadDataEx: error 209, no kernel image.", 209)
         self.loaded.append((image, entry, device_index))
         return ctypes.c_void_p(7)
+
+    def overlaps(self, device_index):
+        return self._capability >= (9, 0)
+
+    def launch_config(self, config, function, parameters, extra):
+        config = LaunchConfig.from_address(ctypes.addressof(config._obj))
+        found = [config.attributes[i] for i in range(config.attribute_count)]
+        self.attributes += [(attribute.id, attribute.value) for attribute in found]
+        stream = ctypes.c_void_p(config.stream)
+        return self.launch_kernel(function, *config.dimensions, stream, parameters, extra)
 
     def launch_kernel(self, function, *rest):
         *dims, shared, stream, parameters, extra = rest

@@ -10,7 +10,7 @@ import pytest
 
 from bitsanywhere.backends.cuda.jit import compiler, launch
 from bitsanywhere.backends.cuda.jit.cache import DiskCache, Image
-from bitsanywhere.backends.cuda.jit.driver import DriverError
+from bitsanywhere.backends.cuda.jit.driver import DriverError, LaunchAttribute, LaunchConfig
 from bitsanywhere.backends.cuda.jit.launch import LoadedKernel, Loader
 from bitsanywhere.backends.cuda.jit.pack_builder import build
 from bitsanywhere.backends.cuda.jit.packs import install
@@ -89,6 +89,28 @@ def test_a_bound_kernel_launches_alike(fake_driver):
     again = (*first[:2], 0, packed)
     assert driver.launches == [first, again, again]
     assert driver.events == [("push", 1), ("pop", 1)]
+
+
+@pytest.mark.parametrize("capability", [(8, 7), (9, 0)])
+def test_a_kernel_overlaps_where_the_chip_can(fake_driver, capability):
+    image = Image("k", "sm_90", "<24s", b"image")
+    driver = fake_driver(capability=capability, codes=[0, 0, 400])
+    launch_it = LoadedKernel(image, 1, "test", driver).bind((3, 2), 128, 1024, "<QqiI", True)
+    for stream in (0xDEADBEEF0, 0, 0):
+        launch_it(stream, 1 << 63, -1, -2, 7)
+    packed = struct.pack("<QqiI", 1 << 63, -1, -2, 7)
+    launches = [((3, 2, 1, 128, 1, 1), 1024, stream, packed) for stream in (0xDEADBEEF0, 0, 0, 0)]
+    assert driver.launches == launches
+    # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert driver.attributes == ([(6, 1)] * 3 if capability == (9, 0) else [])
+    assert driver.events == [("push", 1), ("pop", 1)]
+
+
+def test_a_launch_configuration_is_laid_out_as_the_drivers():
+    assert ctypes.sizeof(LaunchAttribute) == 72
+    assert LaunchAttribute.value.offset == 8
+    assert ctypes.sizeof(LaunchConfig) == 56
+    assert LaunchConfig.stream.offset == 32
 
 
 def test_a_bound_layout_must_fill_the_parameters(fake_driver):

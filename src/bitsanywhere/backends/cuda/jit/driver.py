@@ -95,7 +95,7 @@ class Driver:
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self.launch_kernel = self._library.cuLaunchKernel
         # Of a LaunchConfig, since CUDA 11.8.
-        self.launch_config = getattr(self._library, "cuLaunchKernelEx", None)
+        self.launch_config: Any = getattr(self._library, "cuLaunchKernelEx", None)
         version = ctypes.c_int()
         self._call("cuInit", 0)
         self._call("cuDriverGetVersion", ctypes.byref(version))
