@@ -207,6 +207,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4bit(Arguments arg
   } else {
     fill_table(table, args.codebook, CONSUMERS);
     sync_threads(1, CONSUMERS);
+    await_previous();
     consume(args, work, pipeline, stages, table, batch_rows);
   }
 }

@@ -82,7 +82,8 @@ def _kernel(
         return kernel.bind(config.grid, config.threads, 0, _ARGUMENTS), 0, 0, 0
     box_rows = config.tile_m if isinstance(config, WgmmaConfig) else 0
     layout = _WGMMA_ARGUMENTS if box_rows else _ARGUMENTS
-    launch = kernel.bind((config.grid,), config.threads, config.stages_bytes, layout)
+    shared = config.stages_bytes
+    launch = kernel.bind((config.grid,), config.threads, shared, layout, overlap=True)
     return launch, config.partial_floats, config.stages, box_rows
 
 

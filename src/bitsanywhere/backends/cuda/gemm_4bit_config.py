@@ -273,7 +273,8 @@ def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaCo
     else:
         shapes = ((32, 2, 64), (16, 2, 128), (16, 1, 256))
     configs = []
-    for m_tiles, warpgroups, step_k in shapes:
+    # Chunks of 32 are rare, and not worth kernels of their own for each shape.
+    for m_tiles, warpgroups, step_k in shapes if chunk == 64 else shapes[:1]:
         shape = WgmmaConfig(m_tiles, warpgroups, chunk, step_k, stages=8, grid=1)
         config = _fitted(shape, target)
         if config is None:

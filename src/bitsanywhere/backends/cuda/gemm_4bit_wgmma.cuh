@@ -196,6 +196,7 @@ gemm_4bit_wgmma(Arguments args, const __grid_constant__ Padding padding, const _
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     fill_table(table, args.codebook, CONSUMERS);
     sync_threads(1, CONSUMERS);
+    await_previous();
     consume(args, work, pipeline, stages, table);
   }
 }

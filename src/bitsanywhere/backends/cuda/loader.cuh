@@ -4,6 +4,7 @@
 // which may differ within 16), activations, and scales (float32, CHUNKS a row, rows SCALE_STRIDE apart), each
 // at its _AT.
 #pragma once
+#include "overlap.cuh"
 #include "stream_k.cuh"
 
 // Copies of 16 bytes in a step's part of a weight row; rows that the producers copy at once.
@@ -147,6 +148,8 @@ INLINE void produce(const Arguments& args, const Work& work, Pipeline& pipeline,
                     LoadActivations load_activations) {
   __shared__ float scale_codes[256];
   Step step(work.begin, work);
+  await_previous();
+  release_next();
   Loader loader;
   loader.thread = threadIdx.x - CONSUMERS;
   loader.begin_tile(args, step);

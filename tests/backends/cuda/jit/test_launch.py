@@ -91,9 +91,11 @@ def test_a_bound_kernel_launches_alike(fake_driver):
     assert driver.events == [("push", 1), ("pop", 1)]
 
 
-@pytest.mark.parametrize("capability", [(8, 7), (9, 0)])
-def test_a_kernel_overlaps_where_the_chip_can(fake_driver, capability):
-    image = Image("k", "sm_90", "<24s", b"image")
+@pytest.mark.parametrize(
+    ("capability", "arch"), [((8, 7), "sm_87"), ((9, 0), "sm_90a"), ((9, 0), "compute_87")]
+)
+def test_a_kernel_overlaps_where_chip_and_code_can(fake_driver, capability, arch):
+    image = Image("k", arch, "<24s", b"image")
     driver = fake_driver(capability=capability, codes=[0, 0, 400])
     launch_it = LoadedKernel(image, 1, "test", driver).bind((3, 2), 128, 1024, "<QqiI", True)
     for stream in (0xDEADBEEF0, 0, 0):
@@ -102,7 +104,7 @@ def test_a_kernel_overlaps_where_the_chip_can(fake_driver, capability):
     launches = [((3, 2, 1, 128, 1, 1), 1024, stream, packed) for stream in (0xDEADBEEF0, 0, 0, 0)]
     assert driver.launches == launches
     # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    assert driver.attributes == ([(6, 1)] * 3 if capability == (9, 0) else [])
+    assert driver.attributes == ([(6, 1)] * 3 if arch == "sm_90a" else [])
     assert driver.events == [("push", 1), ("pop", 1)]
 
 

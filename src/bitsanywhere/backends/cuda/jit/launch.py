@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -135,8 +136,9 @@ class LoadedKernel:
             grid, block, shared: as `launch` takes them.
             layout: `struct` format of the arguments; those of a kernel that takes one structure
                 are its fields.
-            overlap: let it begin, where the chip can, before the kernel ahead of it has ended; it
-                waits itself before it touches what may be in use.
+            overlap: let it begin, where the chip can and the code was compiled for such a one,
+                before the kernel ahead of it has ended; it waits itself before it touches what may
+                be in use.
 
         Raises:
             InvalidArgumentError: the layout is not as long as the kernel's parameters, or the grid
@@ -150,7 +152,9 @@ class LoadedKernel:
         pack_into, arguments = struct.Struct(layout).pack_into, self._arguments
         dimensions = _dimensions(grid, block, shared)
         function, start = self._function, self._driver.launch_kernel
-        if overlap and self._driver.overlaps(self.device_index):
+        # Code for an older chip does not wait.
+        waits = int(re.sub(r"\D", "", self.image.arch)) >= 90
+        if overlap and waits and self._driver.overlaps(self.device_index):
             return self._bind_overlapping(dimensions, layout)
 
         def launch(stream: int, *values: int | bytes) -> None:
