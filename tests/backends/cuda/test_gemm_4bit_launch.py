@@ -23,7 +23,7 @@ def launches(monkeypatch) -> list[tuple]:
     seen: list[tuple] = []
 
     def get_kernel(source, target, index):
-        def bind(grid, block, shared, layout, overlap):
+        def bind(grid, block, shared, layout, overlap=False):
             return lambda stream, *values: seen.append(
                 (source, stream, struct.unpack(layout, struct.pack(layout, *values)))
             )
