@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.measure import environment, write
 from bitsanywhere.cli.__main__ import main as command
 from bitsanywhere.validate.job import Job
+from bitsanywhere.validate.machine import arithmetic
 from bitsanywhere.validate.plan import BF16, OURS, PEER, Settings
 from bitsanywhere.validate.run import peer_installed, run_worker
 
@@ -70,7 +71,7 @@ def measure(
             reference=None,
             device=device,
             scratch=str(folder),
-            settings=dataclasses.asdict(settings),
+            settings=dataclasses.asdict(settings) | {"dtype": arithmetic(device)},
         )
         columns |= run_worker(job)
         yield {"parameters": parameters, "quantize_seconds": seconds, "columns": columns}

@@ -1,5 +1,7 @@
 """Renews the tables in README.md from ``benchmarks/results``: ``python -m benchmarks.tables``.
 
+Speed by `table`; what `bitsanywhere validate` found by `proof`.
+
 A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; what is between is replaced. Only
 some rows are shown there; the documentation site shows all.
 """
@@ -90,6 +92,29 @@ def source(results: dict[str, Any]) -> str:
     return f"{facts['device']}{threads}; {versions}; {facts['date']}."
 
 
+def proof() -> str:
+    """Lines that hold by suite, a column a kept run of `validate`; then those that do not."""
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("validate_*.json"))]
+    titles = [run["suites"][-1]["machine"]["device"] for run in runs]
+    counts: dict[str, list[str]] = {}
+    missed = []
+    for i, run in enumerate(runs):
+        for suite in run["suites"]:
+            lines = suite["lines"]
+            row = counts.setdefault(suite["suite"], [""] * len(runs))
+            row[i] = f"{sum(line['passed'] for line in lines)} of {len(lines)}"
+            missed += [f"- {titles[i]}, {told(line)}" for line in lines if not line["passed"]]
+    rows = [f"| lines that hold | {' | '.join(titles)} |", f"|---|{'---|' * len(runs)}"]
+    rows += [f"| {suite} | {' | '.join(row)} |" for suite, row in counts.items()]
+    return "\n".join([*rows, "", "What does not hold:", "", *missed])
+
+
+def told(line: dict[str, Any]) -> str:
+    """A pass line's figures in words."""
+    peer = "" if line["peer"] is None else f", bitsandbytes {line['peer']:.3g}"
+    return f"{line['name']}: {line['measured']:.3g} (allowed {line['allowed']:.3g}{peer})"
+
+
 def replace(text: str, name: str, content: str) -> str:
     """``text`` with the table called ``name`` renewed; raises if the markers are not there."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -104,6 +129,7 @@ def main() -> None:
     text = README.read_text()
     for name in TABLES:
         text = replace(text, name, table(name))
+    text = replace(text, "proof", proof())
     README.write_text(text)
 
 

@@ -5,7 +5,8 @@
 For each folder X of WORK, the quantized checkpoint X/ours is loaded and its logits are written to
 X/logits_WAY.pt. With bitsandbytes, untouched by this library, X/source is also quantized by
 transformers itself, with the settings in X/ours/config.json, and saved as X/stock; if X/explicit
-exists, with its list of modules to skip, else with transformers' own.
+exists, with its list of modules to skip, else with transformers' own. With bitsanywhere, the 4-bit
+weights are also restored and all is computed in float32: X/logits_float32.pt.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def main(way: str, work: Path) -> None:
         )
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys")), report
         torch.save(logits(loaded), folder / f"logits_{way}.pt")
+        if way == "bitsanywhere" and config["quantization_config"]["load_in_4bit"]:
+            exact = loaded.dequantize(dtype=torch.float32).float()
+            torch.save(logits(exact), folder / "logits_float32.pt")
         if way == "bitsandbytes":
             made = model_class.from_pretrained(
                 folder / "source",

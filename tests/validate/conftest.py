@@ -96,12 +96,14 @@ def _made_up(job: Job) -> dict[str, Any]:
         "logits": {
             "tokens": [10, 11], "nll": [30.0 + offset, 33.0], "kl": [0.1, 0.3], "agree": [9, 10],
         },
-        "training": {"losses": [2.0 + offset, 1.0], "likelihoods": rows},
+        "training": {
+            "losses": [2.0 + offset, 1.0], "answer_losses": [1.0, 0.5], "likelihoods": rows,
+        },
         "carroll": {"likelihoods": rows, "answers": ["x"] * 16, "keywords": [0.5] * 16},
         "speed": {
             "load_seconds": 1.0, "prefill": 100.0, "generation": 10.0, "step_seconds": 0.1,
             "losses": [1.0], "linear_bytes": 1000 if job.columns == (BF16,) else 258,
-            "peak_inference": 5000, "peak_training": 6000,
+            "linear_weights": 500, "peak_inference": 5000, "peak_training": 6000,
         },
     }  # fmt: skip
-    return {column: {"result": results[job.suite]} for column in job.columns}
+    return {column: {"result": results[job.suite], "seconds": 1.5} for column in job.columns}

@@ -16,7 +16,7 @@ from bitsanywhere.validate.run import validate
 FIGURES = {
     "roundtrip": ["roundtrip"],
     "logits": ["logits"],
-    "training": ["training", "training_difference"],
+    "training": ["training", "training_answers", "training_difference"],
     "carroll": ["carroll"],
     "speed": ["speed"],
 }

@@ -101,11 +101,47 @@ def test_training(subject, monkeypatch):
     assert again.losses == columns[BF16].losses
     assert columns[OURS].losses != columns[BF16].losses
     lines = training.judge(columns, settings)
-    assert len(lines) == 3
-    difference = sum(a / b - 1 for a, b in zip(columns[OURS].losses, columns[BF16].losses)) / len(
-        again.losses
-    )
-    assert lines[0].measured == pytest.approx(abs(difference))
+    assert len(lines) == 4
+    for line, kind in zip(lines, ("losses", "answer_losses")):
+        ours, base = (sum(getattr(columns[name], kind)) for name in (OURS, BF16))
+        assert line.measured == pytest.approx(abs(ours / base - 1))
+
+
+def test_losses_are_those_of_a_plain_forward(subject):
+    """Every token of a padded batch, and the answers' tokens alone, one row at a time."""
+    from bitsanywhere.validate.adapters import train, with_adapter
+    from bitsanywhere.validate.scoring import Reader
+    from bitsanywhere.validate.sorites import training_items
+
+    reader, model = Reader(subject(BF16).tokenizer()), subject(BF16).model().float()
+    items = training_items(3, seed=0)
+    assert len({len(reader.prompt_ids(item)) for item in items}) > 1
+    every, answers = [], []
+    for item in items:
+        prompt, end = reader.prompt_ids(item), reader.answer_ids(item.answer)
+        ids = torch.tensor(prompt + end)
+        with torch.inference_mode():
+            row = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        losses = -row.gather(-1, ids[1:, None])[:, 0]
+        every += losses.tolist()
+        answers += losses[-len(end) :].tolist()
+    (loss,) = train(with_adapter(model, seed=0), [reader.batch(items, "cpu")], 1e-3)
+    assert loss.every == pytest.approx(sum(every) / len(every), rel=1e-4)
+    assert loss.answers == pytest.approx(sum(answers) / len(answers), rel=1e-4)
+
+
+def test_columns_compute_in_the_dtype_that_was_asked_for(subject):
+    for column in (BF16, OURS, DEQUANTIZED):
+        for dtype in ("bfloat16", "float32"):
+            given = subject(column)
+            settings = dataclasses.replace(given.settings, dtype=dtype)
+            model = dataclasses.replace(given, settings=settings).model()
+            with torch.inference_mode():
+                logits = model(torch.tensor([[5, 6, 7]])).logits
+            assert logits.dtype == getattr(torch, dtype)
+            if column != OURS:
+                weights = {layer.weight.dtype for layer in speed.linear_layers(model)}
+                assert weights == {logits.dtype}
 
 
 def test_carroll(subject):
@@ -171,15 +207,17 @@ def test_carroll_lines_can_be_missed():
 
 
 def test_training_line_can_be_missed(tiny_plan):
-    base = training.Result((2.0, 1.0), fake_rows(10))
+    base = training.Result((2.0, 1.0), (0.5, 0.1), fake_rows(10))
     good = dataclasses.replace(base, losses=(2.004, 1.001))
     bad = dataclasses.replace(base, losses=(2.02, 1.0))
-    assert training.judge({BF16: base, OURS: good}, tiny_plan.settings)[0].passed
-    assert not training.judge({BF16: base, OURS: bad}, tiny_plan.settings)[0].passed
+    wrong = dataclasses.replace(base, answer_losses=(0.5, 0.11))
+    for given, passed in ((good, [True, True]), (bad, [False, True]), (wrong, [True, False])):
+        lines = training.judge({BF16: base, OURS: given}, tiny_plan.settings)
+        assert [line.passed for line in lines[:2]] == passed
 
 
 def test_speed_lines_can_be_missed(tiny_plan):
-    base = speed.Result(1.0, 100.0, 10.0, 0.1, (1.0,), 1000, 1, 1)
+    base = speed.Result(1.0, 100.0, 10.0, 0.1, (1.0,), 1000, 500, 1, 1)
     ours = dataclasses.replace(base, linear_bytes=300, generation=8.0)
     peer = dataclasses.replace(base, linear_bytes=258)
     lines = speed.judge({BF16: base, OURS: ours, PEER: peer}, tiny_plan.settings)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bitsanywhere.errors import BitsAnywhereError, InvalidArgumentError, MissingPackageError
 from bitsanywhere.validate import SUITES, Outcome, Plan, validate
+from bitsanywhere.validate.machine import arithmetic
+from bitsanywhere.validate.plan import Settings
 from bitsanywhere.validate.run import peer_installed
 
 PASSED, MISSED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -106,10 +108,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise InvalidArgumentError(
             "--device cuda", "torch finds no CUDA device.", "Give --device cpu."
         )
+    device = args.device or ("cuda" if there else "cpu")
     return Plan(
         model=args.model,
         out=args.out,
-        device=args.device or ("cuda" if there else "cpu"),
+        device=device,
+        settings=Settings(dtype=arithmetic(device)),
         suites=suites,
         reference=args.reference,
         peer=peer_installed(),
@@ -136,6 +140,7 @@ def write_report(plan: Plan, outcomes: list[Outcome]) -> None:
         "model": plan.model.name,
         "reference": None if plan.reference is None else plan.reference.name,
         "device": plan.device,
+        "settings": asdict(plan.settings),
         "passed": all(outcome.passed for outcome in outcomes),
         "suites": suites,
     }

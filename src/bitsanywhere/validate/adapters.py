@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 RANK, ALPHA = 16, 32
 WARM_UP = 0.06
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Mean cross entropy of a step's batch, before the step, in nats a token.
+
+    Attributes:
+        every: of every token but the first of a row; what is trained on.
+        answers: of the tokens that the batch marks as answers; NaN if it marks none.
+    """
+
+    every: float
+    answers: float
 
 
 def with_adapter(model: Any, seed: int) -> Any:
@@ -45,10 +59,13 @@ def trained(model: Any) -> dict[str, torch.nn.Parameter]:
 
 def train(
     model: Any, batches: list[dict[str, torch.Tensor]], learning_rate: float
-) -> Iterator[float]:
-    """Takes an AdamW step on each batch; yields its loss, the mean over tokens in nats.
+) -> Iterator[StepLoss]:
+    """Takes an AdamW step on the loss of every token of each batch; yields the losses.
 
     The rate rises linearly over the first steps and then falls by a cosine.
+
+    Args:
+        batches: "input_ids", "attention_mask", and "answers", where answers are; (items, length).
     """
     parameters = list(trained(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -56,21 +73,28 @@ def train(
     for i, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(i, len(batches))
-        loss = loss_of(model, batch)
-        loss.backward()
+        losses = token_losses(model, batch)
+        every, answers = _mean(losses, batch["attention_mask"]), _mean(losses, batch["answers"])
+        every.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield float(loss.detach())
+        yield StepLoss(float(every.detach()), float(answers.detach()))
     model.eval()
 
 
-def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross entropy of the labelled tokens, from logits in float32."""
+def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross entropy of each token but the first, (items, length - 1), from logits in float32."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    targets = batch["labels"][:, 1:]
-    kept = targets != -100
-    return torch.nn.functional.cross_entropy(logits[:, :-1][kept].float(), targets[kept])
+    targets = batch["input_ids"][:, 1:]
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
+    )
+    return losses.view(targets.shape)
+
+
+def _mean(losses: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+    return losses[marked[:, 1:].bool()].mean()
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -129,7 +129,7 @@ def judge(columns: Mapping[str, Result], settings: Settings) -> tuple[Line, ...]
             theirs.ratio.value - 1 if theirs else None,
         ),
         Line(
-            "perplexity in 4 bits against that of the same weights in torch's bf16",
+            "perplexity in 4 bits against that of the same weights multiplied by torch",
             abs(ours.perplexity.value / plain.perplexity.value - 1),
             ALLOWED_KERNELS,
             "the kernels may round differently, no more",

@@ -19,7 +19,7 @@ DEQUANTIZED = "dequantized"
 TITLES = {
     BF16: "bf16",
     OURS: "NF4, bitsanywhere",
-    DEQUANTIZED: "NF4 weights, in bf16",
+    DEQUANTIZED: "NF4 weights, by torch",
     REFERENCE: "reference",
     PEER: "NF4, bitsandbytes",
 }
@@ -43,6 +43,8 @@ class Settings:
         prefill_tokens: length of the prompt read to measure that of prefill.
         speed_steps: optimizer steps timed by `speed`.
         gaussian_rows: rows of 1024 values in the synthetic tensors of `roundtrip`.
+        dtype: what every column computes in, "bfloat16" or "float32"; the bf16 column's weights
+            are those of bf16 in both.
     """
 
     seed: int = 0
@@ -57,6 +59,7 @@ class Settings:
     prefill_tokens: int = 512
     speed_steps: int = 10
     gaussian_rows: int = 4096
+    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
@@ -33,7 +32,7 @@ class Outcome:
         columns: what was measured, by column, as the suite's Result.
         errors: why a column was not measured.
         lines: the pass lines; empty where a column that they need was not measured.
-        seconds: that it took.
+        seconds: that its columns took, added up.
         machine: where and with what; see `machine`.
         reused: whether an earlier run measured it.
     """
@@ -94,12 +93,12 @@ def _suite(plan: Plan, suite: str, runner: Runner) -> Outcome:
     kept = store.read(path, inputs)
     if kept is not None:
         return _outcome(plan, suite, kept["measured"], kept, reused=True)
-    begun = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=plan.out, prefix=f".{suite}-") as scratch:
         measured: dict[str, Any] = {}
         for columns in groups(plan, suite):
             measured |= runner(job_of(plan, suite, columns, Path(scratch)))
-    facts = {"seconds": time.perf_counter() - begun, "machine": machine(plan.device)}
+    seconds = sum(found.get("seconds", 0.0) for found in measured.values())
+    facts = {"seconds": seconds, "machine": machine(plan.device)}
     complete = all("result" in measured[name] for name in plan.columns(suite) if name != PEER)
     content = {"inputs": inputs, "complete": complete, "measured": measured} | facts
     store.write_json(path, content)

@@ -48,22 +48,22 @@ class Reader:
         return self.tokenizer(answer + end, add_special_tokens=False).input_ids
 
     def batch(self, items: Sequence[Item], device: str) -> dict[str, torch.Tensor]:
-        """Problems with their answers for training: ids, mask and labels of shape (items, length).
+        """Problems with their answers for training; tensors of shape (items, length).
 
-        Padded on the right, where labels are -100. The loss is over problems as well as answers:
-        that of the answers alone falls so near to zero that two runs cannot be compared by ratio.
+        "input_ids", padded on the right; "attention_mask", 0 there; "answers", 1 on the tokens of
+        the answer and of its end.
         """
         pairs = [(self.prompt_ids(item), self.answer_ids(item.answer)) for item in items]
         length = max(len(prompt) + len(answer) for prompt, answer in pairs)
         pad: Any = self.tokenizer.pad_token_id
         ids = torch.full((len(items), length), pad)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        mask, answers = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, (prompt, answer) in enumerate(pairs):
             end = len(prompt) + len(answer)
             ids[row, :end] = torch.tensor(prompt + answer)
             mask[row, :end] = 1
-            labels[row, :end] = ids[row, :end]
-        tensors = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+            answers[row, len(prompt) : end] = 1
+        tensors = {"input_ids": ids, "attention_mask": mask, "answers": answers}
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 

@@ -54,21 +54,22 @@ class Subject:
         return tokenizer
 
     def model(self) -> PreTrainedModel:
-        """The column's model in eval mode: bf16, or NF4 with double quantization."""
+        """The column's model in eval mode: plain, or NF4 with double quantization."""
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+        dtype = getattr(torch, self.settings.dtype)
         extra: dict[str, Any] = {}
         if self.column in FOUR_BIT:
             extra["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
+                bnb_4bit_compute_dtype=dtype,
             )
         model = AutoModelForCausalLM.from_pretrained(
             self.folder,
-            dtype=torch.bfloat16,
+            dtype=dtype,
             device_map={"": torch.device(self.device)},
             local_files_only=True,
             trust_remote_code=False,

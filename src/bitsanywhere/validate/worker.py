@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -24,15 +25,17 @@ from bitsanywhere.validate.plan import module_of, revive
 
 
 def work(job: Job) -> dict[str, Any]:
-    """``{column: {"result": ...}}``, or ``{"error": ...}`` where measuring raised."""
+    """``{column: {"result": ..., "seconds": ...}}``, or "error", where measuring raised."""
     suite = module_of(job.suite)
     found: dict[str, Any] = {}
     for column in job.columns:
+        begun = time.perf_counter()
         try:
             found[column] = {"result": _finite(asdict(suite.measure(job.subject(column))))}
         except Exception as error:
             traceback.print_exc()
             found[column] = {"error": f"{type(error).__name__}: {error}"}
+        found[column]["seconds"] = time.perf_counter() - begun
     return found
 
 

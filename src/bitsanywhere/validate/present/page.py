@@ -7,6 +7,7 @@ from html import escape
 
 from bitsanywhere.validate.plan import Plan
 from bitsanywhere.validate.present.sections import Figure, Table, section
+from bitsanywhere.validate.present.terminal import told
 from bitsanywhere.validate.run import Outcome
 
 STYLE = """
@@ -35,14 +36,26 @@ def page(plan: Plan, outcomes: Sequence[Outcome]) -> str:
 
 def _head(plan: Plan, outcomes: Sequence[Outcome]) -> str:
     rows = tuple(
-        (outcome.suite, _verdict(outcome.passed), f"{outcome.seconds:.0f} s")
+        (
+            outcome.suite,
+            _verdict(outcome.passed),
+            f"{sum(line.passed for line in outcome.lines)} of {len(outcome.lines)}",
+            f"{outcome.seconds:.0f} s",
+        )
         for outcome in outcomes
+    )
+    missed = "".join(
+        f"<li>{escape(outcome.suite)}: {escape(told(line))}</li>\n"
+        for outcome in outcomes
+        for line in outcome.lines
+        if not line.passed
     )
     reference = f"; reference: {escape(plan.reference.name)}" if plan.reference else ""
     return (
         f"<h1>{escape(plan.model.name)} in 4 bits, validated</h1>\n"
-        f'<p class="small">{_machine(outcomes)}{reference}</p>\n'
-        + _table(("suite", "all lines passed", "took"), rows)
+        f'<p class="small">{_machine(outcomes)}; computed in {plan.settings.dtype}{reference}</p>\n'
+        + _table(("suite", "passed", "lines that hold", "took"), rows)
+        + (f"\n<p>What does not hold:</p>\n<ul>\n{missed}</ul>" if missed else "")
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from bitsanywhere.validate import carroll
-from bitsanywhere.validate.plan import BF16, PEER, Line
+from bitsanywhere.validate.plan import BF16, OURS, Line
 from bitsanywhere.validate.run import Outcome
 from bitsanywhere.validate.scoring import chosen
 from bitsanywhere.validate.statistics import mean_and_error
+from bitsanywhere.validate.training import rise
 
 CHANCE = 0.25
+PROBLEMS = 16
 ALIKE = 0.1
 
 
@@ -31,15 +35,22 @@ def _logits(outcome: Outcome) -> str:
         return ""
     return (
         "The price is the format's, not the kernels': the same 4-bit weights cost as much when "
-        "torch multiplies them in bf16." + _like_the_peer(price)
+        "torch multiplies them." + _like_the_peer(price)
     )
 
 
 def _training(outcome: Outcome) -> str:
-    loss = outcome.lines[0]
-    if loss.passed or PEER not in outcome.columns:
+    missed = [line for line in outcome.lines[:2] if not line.passed]
+    if not missed:
         return ""
-    return "The frozen 4-bit weights start from another loss than bf16's." + _like_the_peer(loss)
+    base, ours = (outcome.columns[name].losses for name in (BF16, OURS))
+    last = len(base) // 4 or 1
+    first, late = rise(ours[:1], base[:1]), rise(ours[-last:], base[-last:])
+    return (
+        f"The frozen 4-bit weights start {first:+.2%} from bf16's loss of every token, before "
+        f"anything is learned; over the last {last} steps {late:+.2%} is left."
+        + _like_the_peer(missed[0])
+    )
 
 
 def _like_the_peer(line: Line) -> str:
@@ -54,7 +65,10 @@ def _guessing(outcome: Outcome, subject: str) -> str:
     share, error = mean_and_error(chosen(rows))
     if share - 2 * error > CHANCE:
         return ""
+    apart = math.sqrt(2 * PROBLEMS * CHANCE * (1 - CHANCE))
     return (
         f" {subject} does no better than guessing ({share:.1%} of {len(rows)} problems, "
-        f"{CHANCE:.0%} by chance): a difference shows a leaning to some wordings, not logic lost."
+        f"{CHANCE:.0%} by chance): a difference shows a leaning to some wordings, not logic lost. "
+        f"Two models that guess are apart by {apart:.1f} problems of {PROBLEMS} (one standard "
+        "deviation)."
     )

@@ -136,23 +136,12 @@ def _bar(name: str, interval: Interval) -> Bar:
 
 def _training(columns: dict[str, training.Result], settings: Settings) -> Section:
     base = columns[BF16]
-    off = {name: training.differences(each, base) for name, each in columns.items()}
-    last = len(base.losses) // 4 or 1
+    every = {name: each.losses for name, each in columns.items()}
+    answers = {name: each.answer_losses for name, each in columns.items()}
+    off = {name: training.differences(each, base.losses) for name, each in every.items()}
     rows = (
-        ("loss, mean of all steps", *(f"{_mean(c.losses):.4f}" for c in columns.values())),
-        (
-            f"loss, mean of the last {last}",
-            *(f"{_mean(c.losses[-last:]):.4f}" for c in columns.values()),
-        ),
-        ("relative to bf16, mean", *(f"{_mean(each):+.3%}" for each in off.values())),
-        (
-            f"the same, last {last} steps",
-            *(f"{_mean(each[-last:]):+.3%}" for each in off.values()),
-        ),
-        (
-            "absolute value of that, mean of all",
-            *(f"{_mean([abs(value) for value in each]):.3%}" for each in off.values()),
-        ),
+        *_loss_rows("every token", every),
+        *_loss_rows("the answers", answers),
         *_score_rows({name: c.likelihoods for name, c in columns.items()}, settings, BF16),
     )
     percent = {
@@ -160,24 +149,52 @@ def _training(columns: dict[str, training.Result], settings: Settings) -> Sectio
     }
     return Section(
         "Training: the same LoRA run",
-        f"{len(base.losses)} steps of {settings.batch} sorites; the adapter is then scored on "
-        "Carroll's forms, in words that it was not trained on.",
+        f"{len(base.losses)} steps of {settings.batch} sorites, on the loss of every token, that "
+        "of the answers alone recorded beside it; the adapter is then scored on Carroll's forms, "
+        "in words that it was not trained on.",
         (Table(("", *_titles(columns)), rows),),
         (
             Figure(
                 "training",
-                line_plot(
-                    {TITLES[name]: c.losses for name, c in columns.items()}, "step", "loss, nats"
-                ),
-                "Training loss, side by side.",
+                line_plot(_titled(every), "step", "loss, nats"),
+                "Loss of every token, side by side.",
+            ),
+            Figure(
+                "training_answers",
+                line_plot(_titled(answers), "step", "loss, nats"),
+                "Loss of the answers, side by side.",
             ),
             Figure(
                 "training_difference",
                 line_plot(percent, "step", "percent of the loss in bf16"),
-                "Difference from bf16, step by step.",
+                "Loss of every token, difference from bf16, step by step.",
             ),
         ),
     )
+
+
+def _titled(columns: dict[str, Any]) -> dict[str, Any]:
+    return {TITLES[name]: each for name, each in columns.items()}
+
+
+def _loss_rows(of: str, losses: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:
+    """Means and differences from bf16 of one kind of loss, over all steps and the last quarter."""
+    base = losses[BF16]
+    last = len(base) // 4 or 1
+    off = {name: training.differences(each, base) for name, each in losses.items()}
+    return [
+        (f"loss of {of}, mean of all steps", *(f"{_mean(each):.4f}" for each in losses.values())),
+        ("over bf16", *(f"{training.rise(each, base):+.2%}" for each in losses.values())),
+        (f"mean of the last {last}", *(f"{_mean(each[-last:]):.4f}" for each in losses.values())),
+        (
+            "over bf16",
+            *(f"{training.rise(each[-last:], base[-last:]):+.2%}" for each in losses.values()),
+        ),
+        (
+            "step by step over bf16, mean",
+            *(f"{_mean(each):+.2%}" for each in off.values()),
+        ),
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:
