@@ -40,20 +40,22 @@ SHORT = {"milliseconds": "ms", "microseconds": "us"}
 
 
 def table(name: str) -> str:
-    """One table: ours, the peer's, and what else was measured beside them."""
+    """One table, of the newest files: ours, the peer's, and what else was measured beside them."""
     lines = [f"| {name.upper()} | {OURS} | {PEER} | beside them |", "|---|---|---|---|"]
-    sources = []
+    sources: dict[str, list[str]] = {}
     for pattern, shown, unit in TABLES[name]:
-        for path in sorted(RESULTS.glob(pattern)):
-            results = json.loads(path.read_text())
-            sources.append(source(results))
-            rows = [row for row in results["rows"] if re.match(shown, case(row))]
-            if not rows:
-                raise SystemExit(f"{path.name}: no row is called {shown!r}")
-            for row in rows:
-                times = {k: v for k, v in row[unit].items() if possible(row, k)}
-                lines.append(f"| {' | '.join([case(row), *cells(times, SHORT[unit])])} |")
-    return "\n".join([*lines, "", *(f"{text}\n" for text in dict.fromkeys(sources))]).rstrip()
+        kind = pattern.removesuffix(".json").removesuffix("_*").replace("_", " ")
+        files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
+        results = max(files, key=lambda found: found["environment"]["date"])
+        sources.setdefault(source(results), []).append(kind)
+        rows = [row for row in results["rows"] if re.match(shown, case(row))]
+        if not rows:
+            raise SystemExit(f"{pattern}: no row is called {shown!r}")
+        for row in rows:
+            times = {k: v for k, v in row[unit].items() if possible(row, k)}
+            lines.append(f"| {' | '.join([case(row), *cells(times, SHORT[unit])])} |")
+    named = [f"{', '.join(kinds)}: {text}\n" for text, kinds in sources.items()]
+    return "\n".join([*lines, "", *(named if len(named) > 1 else sources)]).rstrip()
 
 
 def possible(row: dict[str, Any], library: str) -> bool:
