@@ -171,13 +171,14 @@ INLINE void store(Element* target, const float (&values)[COLUMNS], i64 count, bo
     if (i < count) target[i] = from_float(values[i]);
 }
 
-// The tile's part of the result, by a team of THREADS threads numbered as threadIdx.x.
+// The tile's part of the result, by threads 0 to THREADS - 1.
 //
-// sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS
-// outlier columns. shared: what stage_outliers brought at start 0; visible by now, as the sums are.
-INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, Outliers& shared,
-                        Columns& columns, const Team& team) {
-  u32 count = shared.count, tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
+// stage(start): once it has returned, what stage_outliers brings is in `shared`, and the sums are there.
+// sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS columns.
+template <typename Stage>
+INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, const Outliers& shared,
+                        Stage stage) {
+  u32 tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
   // Threads that are left over have nothing to do.
   i64 n = tile_m < ROW_STEP ? first_n + tile_n : args.n;
   bool whole = args.n % COLUMNS == 0;
@@ -188,14 +189,10 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
     scale_b[i] = args.scale_b[n + i];
     if (args.bias) bias[i] = to_float(args.bias[n + i]);
   }
-  u32 start = 0, end;
+  u32 start = 0, end, count;
   do {
-    end = min(start + OUTLIERS, count);
-    if (start > 0) {
-      team.sync();
-      stage_outliers(args, shared, columns, first_m, first_n, start, team);
-      team.sync();
-    }
+    stage(start);
+    count = shared.count, end = min(start + OUTLIERS, count);
 #pragma unroll 1
     for (int r = 0; r < ROWS; r += GROUP) {
       float extra[GROUP][COLUMNS] = {};

@@ -13,9 +13,11 @@ from bitsanywhere.targets import Target
 
 # Stands for the sums themselves, where a dtype of the result is asked for.
 RAW = torch.int32
-# Of int8_wgmma.cuh: warpgroups, weight rows of a tile, stages, and blocks that a multiprocessor holds;
-# larger tiles first.
-_WGMMA = ((4, 128, 4, 1), (4, 112, 4, 1), (2, 128, 6, 1), (2, 64, 8, 1), (1, 64, 4, 2), (1, 32, 12, 1))
+# Of int8_wgmma.cuh: warpgroups, weight rows of a tile, stages, and blocks that a multiprocessor
+# holds; larger tiles first.
+_WGMMA = (
+    (4, 128, 4, 1), (4, 112, 4, 1), (2, 128, 6, 1), (2, 64, 8, 1), (1, 64, 4, 2), (1, 32, 12, 1),
+)  # fmt: skip
 # So much dynamic shared memory that no two blocks share a multiprocessor.
 _MORE_THAN_HALF = 114 * 1024
 
@@ -178,7 +180,9 @@ def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
         warpgroups, tile_n, _, _ = tile
         return -(-blocks(warpgroups, tile_n) // target.sm_count) * (64 * warpgroups + tile_n)
 
-    warpgroups, tile_n, stages, blocks_a_sm = min(_WGMMA, key=time)
+    # None of which a whole warpgroup would idle.
+    tiles = [tile for tile in _WGMMA if 64 * (tile[0] - 1) < m]
+    warpgroups, tile_n, stages, blocks_a_sm = min(tiles, key=time)
     grid = blocks(warpgroups, tile_n)
     return WgmmaConfig(
         warpgroups=warpgroups, tile_n=tile_n, stages=stages, blocks_a_sm=blocks_a_sm,
@@ -187,14 +191,13 @@ def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
 
 
 def _stream_config(m: int, n: int, target: Target, vectors: bool) -> StreamConfig:
+    # Of two blocks one goes on while the other waits for outliers.
     if not vectors:
-        m_tiles, unroll, depth, blocks = 2, 1, 1, 1
+        m_tiles, unroll, depth, blocks = 2, 1, 1, 2
     elif m <= 8:
         m_tiles, unroll, depth, blocks = 1, 2, 3, 2
-    elif m <= 16:
-        m_tiles, unroll, depth, blocks = 2, 1, 4, 2
     elif m <= 32:
-        m_tiles, unroll, depth, blocks = 4, 2, 4, 1
+        m_tiles, unroll, depth, blocks = (2 if m <= 16 else 4), 1, 4, 2
     else:
         m_tiles, unroll, depth, blocks = 8, 1, 8, 1
     tiles = -(-m // (8 * m_tiles)) * -(-n // 16)

@@ -14,7 +14,7 @@
 #define SUM_STRIDE (TILE_N + 8)
 // Registers of a thread, out of an SM's 65536: at the start equally many for all, in eights.
 #define START_REGISTERS (65536 / BLOCKS_A_SM / (THREADS + 128) / 8 * 8)
-#define PRODUCER_REGISTERS 40
+#define PRODUCER_REGISTERS 64
 #define MOST_REGISTERS ((START_REGISTERS * (THREADS + 128) - PRODUCER_REGISTERS * 128) / THREADS / 8 * 8)
 #define CONSUMER_REGISTERS (MOST_REGISTERS > 240 ? 240 : MOST_REGISTERS)
 
@@ -148,8 +148,13 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};
       Columns columns;
-      stage_outliers(args, outliers, columns, first_m, first_n, 0, team);
-      asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+      u32 start = 0;
+      do {
+        if (start > 0) sync_threads(4, THREADS + 96);
+        stage_outliers(args, outliers, columns, first_m, first_n, start, team);
+        asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+        start += OUTLIERS;
+      } while (start < columns.count);
     }
 #endif
   } else {
@@ -167,10 +172,11 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     sync_threads(3, THREADS);
     store_sums(args, first_m, first_n, sums);
 #else
-    // With those who fetched the outliers.
-    sync_threads(1, THREADS + 96);
-    Columns columns;
-    finish_tile(args, first_m, first_n, sums, outliers, columns, Team{threadIdx.x, THREADS, 3});
+    finish_tile(args, first_m, first_n, sums, outliers, [](u32 start) {
+      // With those who fetch the outliers: the last ones are done with; the next ones are there.
+      if (start > 0) sync_threads(4, THREADS + 96);
+      sync_threads(1, THREADS + 96);
+    });
 #endif
   }
 }
