@@ -51,11 +51,13 @@ def test_every_choice_is_possible_and_compiled(name, aligned):
             assert aligned
             assert k % 16 == 0
             assert config.grid * config.tile_m * config.tile_n >= m * n
-            assert config.grid % (config.cluster[0] * config.cluster[1]) == 0
             # Every block fetches whole groups of 8 rows, which the swizzle wants.
-            assert all(box % 8 == 0 and 0 < box <= 256 for box in config.boxes)
-            blocks = config.blocks_a_sm
-            assert config.shared_memory <= (target.shared_memory + 1024) // blocks - 1024
+            assert all(rows % 8 == 0 < rows <= 256 for rows in (config.tile_m, config.tile_n))
+            blocks = 1 if config.spread else config.blocks_a_sm
+            assert (config.shared_memory + 1024) * blocks <= target.shared_memory + 1024
+            if config.spread:
+                assert config.grid <= target.sm_count
+                assert 2 * config.dynamic_bytes > target.shared_memory - 1024
         else:
             assert config.vectors == (aligned and k % 16 == 0 < k)
             # No block without a tile: each has to count itself as done.

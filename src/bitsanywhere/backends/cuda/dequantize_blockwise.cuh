@@ -8,7 +8,7 @@
 #define UNROLL 8
 #define TILE (UNROLL * WARP_VECTOR)
 
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(1024)
 dequantize_blockwise(const u8* __restrict__ codes, const float* __restrict__ absmax,
                      const float* __restrict__ codebook, Element* __restrict__ out, i64 n,
                      int block_shift, int aligned) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 
@@ -21,7 +21,7 @@ class Config:
         threads: of a block.
         tile: elements that a warp takes at once.
         copies: of the codebook in shared memory.
-        blocks: at most; each fills its table once.
+        blocks: of which each fills its table once.
     """
 
     threads: int
@@ -30,27 +30,34 @@ class Config:
     blocks: int
 
 
-def choose(target: Target) -> Config:
-    """The configuration for a chip; 32 copies take 32 KiB."""
-    return Config(threads=512, tile=2048, copies=32, blocks=target.sm_count * 32)
+def choose(count: int, target: Target) -> Config:
+    """The configuration for so many elements on a chip; 32 copies take 32 KiB.
+
+    A multiprocessor holds 1024 threads at a time, by their registers: as one block they fill one
+    table, where there are elements enough for as many blocks as multiprocessors.
+    """
+    tile = 2048
+    threads = 1024 if count >= target.sm_count * 32 * tile else 512
+    work = -(-count // (tile * threads // 32))
+    return Config(threads, tile, copies=32, blocks=grid_size(work, target.sm_count * 32))
 
 
 def source(dtype: torch.dtype, copies: int) -> KernelSource:
-    """The kernel for a result dtype and number of codebook copies."""
+    """The kernel for a result dtype and number of codebook copies, for up to 1024 threads."""
     defines = (("DTYPE", DTYPES[dtype]), ("COPIES", copies))
     return KernelSource("dequantize_blockwise.cuh", "dequantize_blockwise", defines)
 
 
 def sources(target: Target) -> list[KernelSource]:
     """Every kernel that `run` may ask for."""
-    copies = choose(target).copies
+    copies = choose(1, target).copies
     return [source(dtype, copies) for dtype in DTYPES]
 
 
-@cache
-def _plan(index: int, dtype: torch.dtype) -> tuple[LoadedKernel, Config]:
+@lru_cache(maxsize=4096)
+def _plan(index: int, dtype: torch.dtype, count: int) -> tuple[LoadedKernel, Config]:
     target = Target.of(torch.device("cuda", index))
-    config = choose(target)
+    config = choose(count, target)
     return get_kernel(source(dtype, config.copies), target, index), config
 
 
@@ -68,11 +75,10 @@ def run(
     count = A.numel()
     if count:
         index = A.get_device()
-        kernel, config = _plan(index, dtype)
+        kernel, config = _plan(index, dtype, count)
         codes, target = A.data_ptr(), result.data_ptr()
-        work = -(-count // (config.tile * config.threads // 32))
         kernel.launch(
-            (grid_size(work, config.blocks),), config.threads, 0, current_stream(index),
+            (config.blocks,), config.threads, 0, current_stream(index),
             (
                 codes, absmax.data_ptr(), code.data_ptr(), target, count,
                 blocksize.bit_length() - 1, aligned(codes, target),

@@ -28,7 +28,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) int8_dequant(Arguments 
   __shared__ __align__(16) Outliers outliers;
   Team team{threadIdx.x, THREADS, 0};
   Columns columns;
-  stage_outliers(args, outliers, columns, first_m, first_n, 0, team);
-  __syncthreads();
-  finish_tile(args, first_m, first_n, tile, outliers, columns, team);
+  finish_tile(args, first_m, first_n, tile, outliers, [&](u32 start) {
+    team.sync();
+    stage_outliers(args, outliers, columns, first_m, first_n, start, team);
+    team.sync();
+  });
 }

@@ -29,6 +29,7 @@ struct Arguments {
 };
 
 #define OUTLIERS 16
+#define BATCH 4
 #define COLUMNS 4
 // A thread's share of a tile: COLUMNS columns of every ROW_STEP-th row, GROUP rows at a time.
 #define ROW_THREADS (TILE_N / COLUMNS)
@@ -52,13 +53,15 @@ struct Outliers {
   u32 count;
 };
 
-// What each thread of a team knows of the columns in Outliers: the number of the first, and how many
-// there are in all. leave: this tile is the last for which the block reads the mask.
+// What each thread of a team knows of the columns in Outliers: the number of the first, how many there
+// are in all, and of which rows the activations are there. leave: this tile is the last for which the
+// block reads the mask.
 struct Columns {
   u32 start, count;
+  i64 first_m;
   bool leave;
 
-  INLINE Columns() : start(~0u), count(0), leave(true) {}
+  INLINE Columns() : start(~0u), count(0), first_m(-1), leave(true) {}
 };
 
 // The marked columns number start to start + OUTLIERS - 1 into shared.columns; returns how many there
@@ -66,6 +69,7 @@ struct Columns {
 INLINE u32 find_columns(const Arguments& args, Outliers& shared, u32 start, const Team& team) {
   u32 total = 0, warp = team.thread / 32;
   i64 words = (args.k + 31) / 32;
+#pragma unroll 1
   for (i64 first = 0; first < words; first += team.threads) {
     i64 at = first + team.thread;
     u32 word = at < words ? __ldcg(args.mask + at) : 0u, index = __popc(word);
@@ -77,10 +81,12 @@ INLINE u32 find_columns(const Arguments& args, Outliers& shared, u32 start, cons
     if (team.thread % 32 == 31) shared.of_warps[warp] = index;
     team.sync();
     index += total - __popc(word);
+#pragma unroll 1
     for (u32 w = 0; w < team.threads / 32; w++) {
       if (w < warp) index += shared.of_warps[w];
       total += shared.of_warps[w];
     }
+#pragma unroll 1
     for (; word; word &= word - 1, index++)
       if (index - start < OUTLIERS) shared.columns[index - start] = (u32)at * 32 + __ffs(word) - 1;
     team.sync();
@@ -93,13 +99,36 @@ INLINE void leave_mask(const Arguments& args, u32 lane) {
   u32 before = 0;
   if (lane == 0) before = atomicInc(args.arrivals, gridDim.x - 1);
   if (__shfl_sync(0xFFFFFFFFu, before, 0) != gridDim.x - 1) return;
+#pragma unroll 1
   for (i64 i = lane; i < (args.k + 31) / 32; i += 32) args.mask[i] = 0;
 }
 
+// Outlier columns' elements of ROWS_OF_TILE rows to shared memory, `load` telling them by row and number of
+// the column: BATCH a thread at a time, so that their latencies overlap.
+template <int ROWS_OF_TILE, typename Load>
+INLINE void stage_rows(float (&target)[OUTLIERS][ROWS_OF_TILE], u32 columns, const Team& team, Load load) {
+#pragma unroll 1
+  for (u32 first = team.thread; first < columns * ROWS_OF_TILE; first += BATCH * team.threads) {
+    float values[BATCH];
+#pragma unroll
+    for (u32 i = 0; i < BATCH; i++) {
+      u32 at = min(first + i * team.threads, columns * ROWS_OF_TILE - 1);
+      values[i] = load(at % ROWS_OF_TILE, at / ROWS_OF_TILE);
+    }
+#pragma unroll
+    for (u32 i = 0; i < BATCH; i++) {
+      u32 at = first + i * team.threads;
+      if (at < columns * ROWS_OF_TILE) target[at / ROWS_OF_TILE][at % ROWS_OF_TILE] = values[i];
+    }
+  }
+}
+
 // Brings the outlier columns from number start on to shared memory, for whoever synchronises with
-// the team then.
+// the team then. Rows beyond the end are read as the last one.
 INLINE void stage_outliers(const Arguments& args, Outliers& shared, Columns& columns, i64 first_m, i64 first_n,
                            u32 start, const Team& team) {
+  bool same_rows = columns.start == start && columns.first_m == first_m;
+  columns.first_m = first_m;
   if (columns.start != start) {
     columns.start = start;
     if (args.mask) {
@@ -115,36 +144,16 @@ INLINE void stage_outliers(const Arguments& args, Outliers& shared, Columns& col
   if (args.mask && columns.leave && team.thread < 32 && start + OUTLIERS >= count) leave_mask(args, team.thread);
   if (team.thread == 0) shared.count = count;
   u32 here = start < count ? min(count - start, OUTLIERS) : 0u;
-  // A few loads at a time, so that their latencies overlap.
-  const int batch = 4;
-  for (u32 row = team.thread; here && row < TILE_N && first_n + row < args.n; row += team.threads) {
-    const i8* codes = args.b + (first_n + row) * args.k;
-    for (u32 c = 0; c < here; c += batch) {
-      float values[batch];
-#pragma unroll
-      for (int i = 0; i < batch; i++) values[i] = (float)__ldg(codes + shared.columns[min(c + i, here - 1)]);
-#pragma unroll
-      for (int i = 0; i < batch; i++)
-        if (c + i < here) shared.b[c + i][row] = values[i];
-    }
-  }
-  for (u32 row = team.thread; here && row < TILE_M && first_m + row < args.m; row += team.threads) {
-    const Element* activations = args.activations + (first_m + row) * args.k;
-    const i8* codes = args.a + (first_m + row) * args.stride_a;
-    float scale = args.scale_a[first_m + row];
-    for (u32 c = 0; c < here; c += batch) {
-      float values[batch];
-#pragma unroll
-      for (int i = 0; i < batch; i++) {
-        u32 column = shared.columns[min(c + i, here - 1)];
-        values[i] = to_float(__ldg(activations + column));
-        if (!args.codes_are_zero) values[i] = int8_residual(values[i], codes[column], scale);
-      }
-#pragma unroll
-      for (int i = 0; i < batch; i++)
-        if (c + i < here) shared.a[c + i][row] = values[i];
-    }
-  }
+  stage_rows(shared.b, here, team, [&](u32 row, u32 c) {
+    return (float)__ldg(args.b + min(first_n + row, args.n - 1) * args.k + shared.columns[c]);
+  });
+  if (same_rows) return;
+  stage_rows(shared.a, here, team, [&](u32 row, u32 c) {
+    i64 m = min(first_m + row, args.m - 1);
+    u32 column = shared.columns[c];
+    float value = to_float(__ldg(args.activations + m * args.k + column));
+    return args.codes_are_zero ? value : int8_residual(value, args.a[m * args.stride_a + column], args.scale_a[m]);
+  });
 }
 
 // Up to COLUMNS consecutive elements of a row of the result.
@@ -162,13 +171,14 @@ INLINE void store(Element* target, const float (&values)[COLUMNS], i64 count, bo
     if (i < count) target[i] = from_float(values[i]);
 }
 
-// The tile's part of the result, by a team of THREADS threads numbered as threadIdx.x.
+// The tile's part of the result, by threads 0 to THREADS - 1.
 //
-// sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS
-// outlier columns. shared: what stage_outliers brought at start 0; visible by now, as the sums are.
-INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, Outliers& shared,
-                        Columns& columns, const Team& team) {
-  u32 count = shared.count, tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
+// stage(start): once it has returned, what stage_outliers brings is in `shared`, and the sums are there.
+// sums: in shared memory, rows SUM_STRIDE apart; overwritten where there are more than OUTLIERS columns.
+template <typename Stage>
+INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* sums, const Outliers& shared,
+                        Stage stage) {
+  u32 tile_n = threadIdx.x % ROW_THREADS * COLUMNS, tile_m = threadIdx.x / ROW_THREADS;
   // Threads that are left over have nothing to do.
   i64 n = tile_m < ROW_STEP ? first_n + tile_n : args.n;
   bool whole = args.n % COLUMNS == 0;
@@ -179,17 +189,14 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
     scale_b[i] = args.scale_b[n + i];
     if (args.bias) bias[i] = to_float(args.bias[n + i]);
   }
-  u32 start = 0, end;
+  u32 start = 0, end, count;
   do {
-    end = min(start + OUTLIERS, count);
-    if (start > 0) {
-      team.sync();
-      stage_outliers(args, shared, columns, first_m, first_n, start, team);
-      team.sync();
-    }
+    stage(start);
+    count = shared.count, end = min(start + OUTLIERS, count);
 #pragma unroll 1
     for (int r = 0; r < ROWS; r += GROUP) {
       float extra[GROUP][COLUMNS] = {};
+#pragma unroll 1
       for (u32 c = 0; c < end - start; c++) {
         float4 b = *reinterpret_cast<const float4*>(&shared.b[c][tile_n]);
 #pragma unroll

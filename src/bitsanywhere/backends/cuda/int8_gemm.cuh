@@ -193,10 +193,12 @@ INLINE void finish_tiles(const Arguments& args, const Work& work, Sums& sums) {
     store_sums(args, now.first_m, now.first_n, sums.of[slot]);
 #else
     columns.leave = now.tile + gridDim.x >= work.tiles;
-    stage_outliers(args, outliers, columns, now.first_m, now.first_n, 0, team);
-    sums.full[slot].wait(count / 2);
-    team.sync();
-    finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, columns, team);
+    finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, [&](u32 start) {
+      team.sync();
+      stage_outliers(args, outliers, columns, now.first_m, now.first_n, start, team);
+      sums.full[slot].wait(count / 2);
+      team.sync();
+    });
 #endif
     team.sync();
     for (u32 i = threadIdx.x; i < TILE_M * SUM_STRIDE; i += THREADS) sums.of[slot][i] = 0;

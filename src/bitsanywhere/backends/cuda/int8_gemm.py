@@ -93,7 +93,7 @@ def _plan(
     grid, threads = (config.grid,), config.threads
     if isinstance(config, WgmmaConfig):
         launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap=True)
-        return launch, config.boxes
+        return launch, (config.tile_m, config.tile_n)
     return kernel.bind(grid, threads, 0, _ARGUMENTS, overlap=True), None
 
 

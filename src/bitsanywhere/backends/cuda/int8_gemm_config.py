@@ -13,9 +13,13 @@ from bitsanywhere.targets import Target
 
 # Stands for the sums themselves, where a dtype of the result is asked for.
 RAW = torch.int32
-# Of int8_wgmma.cuh, by weight rows of a tile, the widest first: stages, and blocks that a
-# multiprocessor holds.
-_PIPELINES = {256: (4, 1), 224: (4, 1), 128: (6, 1), 64: (4, 2), 32: (5, 2)}
+# Of int8_wgmma.cuh: warpgroups, weight rows of a tile, stages, and blocks that a multiprocessor
+# holds; larger tiles first.
+_WGMMA = (
+    (4, 128, 4, 1), (4, 112, 4, 1), (2, 128, 6, 1), (2, 64, 8, 1), (1, 64, 4, 2), (1, 32, 12, 1),
+)  # fmt: skip
+# So much dynamic shared memory that no two blocks share a multiprocessor.
+_MORE_THAN_HALF = 114 * 1024
 
 
 @dataclass(frozen=True)
@@ -76,29 +80,25 @@ class WgmmaConfig:
 
     Attributes:
         warpgroups: that multiply, each 64 rows of activations.
-        tile_n: weight rows of a block: 32, 64, 112, 128, 224 or 256.
-        cluster: blocks along M and along N that fetch together.
+        tile_n: weight rows of a block: 32, 64, 112 or 128.
         stages: of the pipeline.
-        blocks_a_sm: blocks that a multiprocessor shall hold.
+        blocks_a_sm: blocks that a multiprocessor can hold.
+        spread: it shall hold one only. Blocks that begin while the kernel ahead is ending would
+            share the first multiprocessors to be free, although there are enough.
         grid: blocks in all.
     """
 
     warpgroups: int
     tile_n: int
-    cluster: tuple[int, int]
     stages: int
     blocks_a_sm: int
+    spread: bool
     grid: int
 
     @property
     def tile_m(self) -> int:
         """Rows of activations of a block."""
         return 64 * self.warpgroups
-
-    @property
-    def boxes(self) -> tuple[int, int]:
-        """Rows of activations and of the weight that a block fetches at once."""
-        return self.tile_m // self.cluster[1], self.tile_n // self.cluster[0]
 
     @property
     def threads(self) -> int:
@@ -109,7 +109,8 @@ class WgmmaConfig:
     def dynamic_bytes(self) -> int:
         """Dynamic shared memory of a block, room to align it included."""
         stages = self.stages * 128 * (self.tile_m + self.tile_n)
-        return max(stages, 4 * self.tile_m * (self.tile_n + 8)) + 1024
+        needed = max(stages, 4 * self.tile_m * (self.tile_n + 8)) + 1024
+        return max(needed, _MORE_THAN_HALF) if self.spread else needed
 
     @property
     def shared_memory(self) -> int:
@@ -123,8 +124,6 @@ class WgmmaConfig:
             ("RAW", int(dtype == RAW)),
             ("WARPGROUPS", self.warpgroups),
             ("TILE_N", self.tile_n),
-            ("CLUSTER_M", self.cluster[0]),
-            ("CLUSTER_N", self.cluster[1]),
             ("STAGES", self.stages),
             ("BLOCKS_A_SM", self.blocks_a_sm),
         )
@@ -162,7 +161,7 @@ def dequant_grid(m: int, n: int) -> int:
 
 def every_config(target: Target) -> list[KernelConfig]:
     """Configurations that stand for all that `choose` may return, as far as kernels go."""
-    fitting = [tile_n * target.sm_count for tile_n in _PIPELINES]
+    fitting = [tile_n * target.sm_count for tile_n in (32, 64, 112, 128)]
     found = [
         choose(m, n, k, target)
         for m in (1, 16, 32, 64, 128, 256)
@@ -173,42 +172,34 @@ def every_config(target: Target) -> list[KernelConfig]:
 
 
 def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
-    warpgroups = 1 if m <= 64 else 2
-    tile_m = 64 * warpgroups
-    rows = -(-m // tile_m)
+    def blocks(warpgroups: int, tile_n: int) -> int:
+        return -(-m // (64 * warpgroups)) * -(-n // tile_n)
 
-    def longest(tile_n: int) -> int:
-        """What the multiprocessor with the most tiles has to do."""
-        return -(-rows * -(-n // tile_n) // target.sm_count) * tile_n
+    def time(tile: tuple[int, int, int, int]) -> int:
+        """Of the multiprocessor with the most tiles, in proportion: fetching takes longest."""
+        warpgroups, tile_n, _, _ = tile
+        return -(-blocks(warpgroups, tile_n) // target.sm_count) * (64 * warpgroups + tile_n)
 
-    # The widest tiles, which move the fewest bytes, of those that are shared out well.
-    tiles = [tile_n for tile_n in _PIPELINES if warpgroups == 2 or tile_n <= 64]
-    best = min(map(longest, tiles))
-    tile_n = next(tile_n for tile_n in tiles if longest(tile_n) <= 1.1 * best)
-    stages, blocks = _PIPELINES[tile_n]
-    # The larger part of a step's codes is fetched together.
-    cluster = (2, 1) if rows % 2 == 0 and tile_n >= tile_m else (1, 2)
+    # None of which a whole warpgroup would idle.
+    tiles = [tile for tile in _WGMMA if 64 * (tile[0] - 1) < m]
+    warpgroups, tile_n, stages, blocks_a_sm = min(tiles, key=time)
+    grid = blocks(warpgroups, tile_n)
     return WgmmaConfig(
-        warpgroups=warpgroups, tile_n=tile_n, cluster=cluster, stages=stages, blocks_a_sm=blocks,
-        grid=_whole(rows, cluster[0]) * _whole(-(-n // tile_n), cluster[1]),
+        warpgroups=warpgroups, tile_n=tile_n, stages=stages, blocks_a_sm=blocks_a_sm,
+        spread=grid <= target.sm_count, grid=grid,
     )  # fmt: skip
 
 
-def _whole(count: int, group: int) -> int:
-    """The least multiple of `group` that is not below `count`."""
-    return -(-count // group) * group
-
-
 def _stream_config(m: int, n: int, target: Target, vectors: bool) -> StreamConfig:
-    blocks = 1
+    # Of two blocks one goes on while the other waits for outliers.
     if not vectors:
-        m_tiles, unroll, depth = 2, 1, 1
-    elif m <= 16:
-        m_tiles, unroll, depth = (1 if m <= 8 else 2), 2, 6
+        m_tiles, unroll, depth, blocks = 2, 1, 1, 2
+    elif m <= 8:
+        m_tiles, unroll, depth, blocks = 1, 2, 3, 2
     elif m <= 32:
-        m_tiles, unroll, depth = 4, 2, 4
+        m_tiles, unroll, depth, blocks = (2 if m <= 16 else 4), 1, 4, 2
     else:
-        m_tiles, unroll, depth = 8, 1, 8
+        m_tiles, unroll, depth, blocks = 8, 1, 8, 1
     tiles = -(-m // (8 * m_tiles)) * -(-n // 16)
     return StreamConfig(
         m_tiles=m_tiles, warps=8, unroll=unroll, depth=depth, blocks_a_sm=blocks,

@@ -3,13 +3,9 @@
 // A thread block owns TILE_M rows of a by TILE_N rows of b. Of one warpgroup, one thread keeps up to
 // STAGES steps of STEP_K codes under way and three warps fetch outlier columns meanwhile; each of the
 // others multiplies 64 rows of a. The sums go through shared memory to int8_epilogue.cuh.
-//
-// The L2 cache would not keep up: so CLUSTER_M x CLUSTER_N neighbouring blocks, a cluster, fetch each
-// row of codes once, a part each, for all of them that need it.
 #define TILE_M (64 * WARPGROUPS)
 #define THREADS (128 * WARPGROUPS)
 #define STEP_K 128
-#define CLUSTER (CLUSTER_M * CLUSTER_N)
 #define A_BYTES (TILE_M * STEP_K)
 #define B_BYTES (TILE_N * STEP_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
@@ -18,22 +14,16 @@
 #define SUM_STRIDE (TILE_N + 8)
 // Registers of a thread, out of an SM's 65536: at the start equally many for all, in eights.
 #define START_REGISTERS (65536 / BLOCKS_A_SM / (THREADS + 128) / 8 * 8)
-#define PRODUCER_REGISTERS 40
+#define PRODUCER_REGISTERS 64
 #define MOST_REGISTERS ((START_REGISTERS * (THREADS + 128) - PRODUCER_REGISTERS * 128) / THREADS / 8 * 8)
 #define CONSUMER_REGISTERS (MOST_REGISTERS > 240 ? 240 : MOST_REGISTERS)
 
 #include "overlap.cuh"
-#include "pipeline.cuh"
+#include "tensor_map.cuh"
 
 #include "int8_epilogue.cuh"
 
-// The driver's description of a matrix in global memory (cuTensorMapEncodeTiled). It has to lie at
-// a multiple of 64, but is not declared so: parameters begin at 0x210 on sm_90, and for a declared
-// alignment the compiler would lay them out otherwise than a struct. PADDING after Arguments does it.
-struct TensorMap {
-  u64 opaque[16];
-};
-
+// After Arguments, so that the tensor maps lie at a multiple of 64.
 #define PADDING 48
 struct Padding {
   char unused[PADDING];
@@ -70,19 +60,6 @@ INLINE void wgmma(int (&d)[SUMS], u64 a, u64 b, int accumulate) {
                      "57", "58")
                : OUT16(0), OUT16(16), OUT16(32), OUT4(48), OUT4(52)
                : "l"(a), "l"(b), "r"(accumulate));
-#elif TILE_N == 224
-  asm volatile(WGMMA("224",
-                     TEN() ", " TEN(1) ", " TEN(2) ", " TEN(3) ", " TEN(4) ", " TEN(5) ", " TEN(6) ", " TEN(7) ", "
-                     TEN(8) ", " TEN(9) ", " TEN(10) ", %110, %111", "112", "113", "114")
-               : OUT64(0), OUT16(64), OUT16(80), OUT16(96)
-               : "l"(a), "l"(b), "r"(accumulate));
-#elif TILE_N == 256
-  asm volatile(WGMMA("256",
-                     TEN() ", " TEN(1) ", " TEN(2) ", " TEN(3) ", " TEN(4) ", " TEN(5) ", " TEN(6) ", " TEN(7) ", "
-                     TEN(8) ", " TEN(9) ", " TEN(10) ", " TEN(11) ", %120, %121, %122, %123, %124, %125, %126, %127",
-                     "128", "129", "130")
-               : OUT64(0), OUT64(64)
-               : "l"(a), "l"(b), "r"(accumulate));
 #endif
 }
 
@@ -91,99 +68,38 @@ INLINE u64 descriptor(const char* rows) {
   return ((u64)(shared_address(rows) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
 }
 
-INLINE void expect_bytes(Barrier& barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier.state)), "r"(bytes)
-               : "memory");
-}
-
-// Fetches STEP_K codes from k on of as many rows as the map says, to the same place in all blocks of
-// the cluster that are in the mask; the barrier there counts the bytes.
-INLINE void fetch(const TensorMap& map, char* target, Barrier& barrier, int k, i64 row, u32 blocks) {
-#if CLUSTER == 1
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          shared_address(target)),
-      "l"(&map), "r"(shared_address(&barrier.state)), "r"(k), "r"((int)row)
-      : "memory");
-#else
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(target)),
-      "l"(&map), "r"(shared_address(&barrier.state)), "r"(k), "r"((int)row), "h"((u16)blocks)
-      : "memory");
-#endif
-}
-
-// Arrives at the barrier in each block of the cluster: lane i of a warp in block i.
-INLINE void arrive_everywhere(Barrier& barrier, bool condition) {
-#if CLUSTER == 1
-  barrier.arrive_if(condition && threadIdx.x % 32 == 0);
-#else
-  asm volatile(
-      "{ .reg .b32 there; .reg .pred p; setp.ne.u32 p, %2, 0; mapa.shared::cluster.u32 there, %0, %1; "
-      "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(&barrier.state)),
-      "r"(threadIdx.x % 32 % CLUSTER), "r"((u32)(condition && threadIdx.x % 32 < CLUSTER))
-      : "memory");
-#endif
-}
-
-// Of all threads of the cluster.
-INLINE void sync_cluster() {
-#if CLUSTER > 1
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
 struct Pipeline {
   Barrier full[STAGES], empty[STAGES];
 };
 
-// Where a block lies in its cluster, and its tile.
-struct Place {
-  u32 m, n;
-  i64 first_m, first_n;
-
-  INLINE explicit Place(const Arguments& args) {
-    u32 m_groups = (u32)((args.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M));
-    u32 rank = blockIdx.x % CLUSTER, group = blockIdx.x / CLUSTER;
-    m = rank % CLUSTER_M, n = rank / CLUSTER_M;
-    first_m = ((i64)(group % m_groups) * CLUSTER_M + m) * TILE_M;
-    first_n = ((i64)(group / m_groups) * CLUSTER_N + n) * TILE_N;
-  }
-};
-
 // Weights are fetched before the activations are there.
-INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages,
-                    const Place& place, int steps) {
-  const u32 a_rows = TILE_M / CLUSTER_N, b_rows = TILE_N / CLUSTER_M;
-  u32 row_mask = 0, column_mask = 0;
-#pragma unroll
-  for (int i = 0; i < CLUSTER_N; i++) row_mask |= 1u << (i * CLUSTER_M + place.m);
-#pragma unroll
-  for (int i = 0; i < CLUSTER_M; i++) column_mask |= 1u << (place.n * CLUSTER_M + i);
-  i64 a_row = place.first_m + place.n * a_rows, b_row = place.first_n + place.m * b_rows;
-  u32 a_offset = place.n * a_rows * STEP_K, b_offset = A_BYTES + place.m * b_rows * STEP_K;
+INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages, int first_m,
+                    int first_n, int steps) {
   int early = min(steps, STAGES);
+#pragma unroll 1
   for (int step = 0; step < early; step++) {
     expect_bytes(pipeline.full[step], STAGE_BYTES);
-    fetch(b_map, stages + step * STAGE_BYTES + b_offset, pipeline.full[step], step * STEP_K, b_row, column_mask);
+    fetch_box(b_map, stages + step * STAGE_BYTES + A_BYTES, pipeline.full[step], step * STEP_K, first_n);
   }
   await_previous();
+#pragma unroll 1
   for (int step = 0; step < early; step++)
-    fetch(a_map, stages + step * STAGE_BYTES + a_offset, pipeline.full[step], step * STEP_K, a_row, row_mask);
+    fetch_box(a_map, stages + step * STAGE_BYTES, pipeline.full[step], step * STEP_K, first_m);
   u32 slot = 0, phase = 0;
+#pragma unroll 1
   for (int step = STAGES; step < steps; step++) {
     pipeline.empty[slot].wait(phase);
     char* stage = stages + slot * STAGE_BYTES;
     expect_bytes(pipeline.full[slot], STAGE_BYTES);
-    fetch(b_map, stage + b_offset, pipeline.full[slot], step * STEP_K, b_row, column_mask);
-    fetch(a_map, stage + a_offset, pipeline.full[slot], step * STEP_K, a_row, row_mask);
+    fetch_box(b_map, stage + A_BYTES, pipeline.full[slot], step * STEP_K, first_n);
+    fetch_box(a_map, stage, pipeline.full[slot], step * STEP_K, first_m);
     if (++slot == STAGES) slot = 0, phase++;
   }
 }
 
 INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps) {
   u32 group = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0), slot = 0, phase = 0;
+#pragma unroll 1
   for (int step = 0; step < steps; step++) {
     pipeline.full[slot].wait(phase);
     u64 a = descriptor(stages + slot * STAGE_BYTES + group * 64 * STEP_K);
@@ -192,8 +108,8 @@ INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps)
 #pragma unroll
     for (int j = 0; j < STEP_K / 32; j++) wgmma(d, a + 2 * j, b + 2 * j, step > 0 || j > 0);
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;" ::: "memory");
-    // Now the step before is done with. Nobody arrives where nobody waits: a block may have ended.
-    arrive_everywhere(pipeline.empty[slot == 0 ? STAGES - 1 : slot - 1], step > 0 && step - 1 + STAGES < steps);
+    // Now the step before is done with.
+    pipeline.empty[slot == 0 ? STAGES - 1 : slot - 1].arrive_if(step > 0 && threadIdx.x % 32 == 0);
     if (++slot == STAGES) slot = 0, phase++;
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
@@ -201,11 +117,7 @@ INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps)
   for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
 
-extern "C" __global__ void
-#if CLUSTER > 1
-__cluster_dims__(CLUSTER, 1, 1)
-#endif
-__launch_bounds__(THREADS + 128, BLOCKS_A_SM)
+extern "C" __global__ void __launch_bounds__(THREADS + 128, BLOCKS_A_SM)
 int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Padding padding,
            const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map) {
   __shared__ Pipeline pipeline;
@@ -216,27 +128,33 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
   char* stages = reinterpret_cast<char*>(dynamic);
   stages += (1024 - shared_address(stages) % 1024) % 1024;
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int i = 0; i < STAGES; i++) {
       pipeline.full[i].init(1);
-      pipeline.empty[i].init(THREADS / 32 * CLUSTER);
+      pipeline.empty[i].init(THREADS / 32);
     }
   }
   publish_barriers();
-  sync_cluster();
-  Place place(args);
+  i64 m_tiles = (args.m + TILE_M - 1) / TILE_M;
+  i64 first_m = blockIdx.x % m_tiles * TILE_M, first_n = blockIdx.x / m_tiles * TILE_N;
   int steps = (int)((args.k + STEP_K - 1) / STEP_K);
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   u32 warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   if (warp >= THREADS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, place, steps);
+    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, (int)first_m, (int)first_n, steps);
 #if !RAW
     if (warp > THREADS / 32) {
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};
       Columns columns;
-      stage_outliers(args, outliers, columns, place.first_m, place.first_n, 0, team);
-      asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+      u32 start = 0;
+      do {
+        if (start > 0) sync_threads(4, THREADS + 96);
+        stage_outliers(args, outliers, columns, first_m, first_n, start, team);
+        asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+        start += OUTLIERS;
+      } while (start < columns.count);
     }
 #endif
   } else {
@@ -252,12 +170,13 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
       *reinterpret_cast<int2*>(sums + (row + i / 2 % 2 * 8) * SUM_STRIDE + i / 4 * 8 + lane % 4 * 2) = make_int2(d[i], d[i + 1]);
 #if RAW
     sync_threads(3, THREADS);
-    store_sums(args, place.first_m, place.first_n, sums);
+    store_sums(args, first_m, first_n, sums);
 #else
-    // With those who fetched the outliers.
-    sync_threads(1, THREADS + 96);
-    Columns columns;
-    finish_tile(args, place.first_m, place.first_n, sums, outliers, columns, Team{threadIdx.x, THREADS, 3});
+    finish_tile(args, first_m, first_n, sums, outliers, [](u32 start) {
+      // With those who fetch the outliers: the last ones are done with; the next ones are there.
+      if (start > 0) sync_threads(4, THREADS + 96);
+      sync_threads(1, THREADS + 96);
+    });
 #endif
   }
 }
