@@ -39,6 +39,9 @@ static u32 by_table(const u32* entries, float s) {
 void codes(const u32* entries, const float* s, u8* out, long n) {
   for (long i = 0; i < n; i++) out[i] = by_table(entries, s[i]);
 }
+void codes_of_block(const u32* entries, const float* x, float inverse, u8* out, long n) {
+  for (long i = 0; i < n; i++) out[i] = by_table(entries, relative(x[i], inverse));
+}
 void codes_by_bisection(const float* starts, const float* s, u8* out, long n) {
   for (long i = 0; i < n; i++) out[i] = code_by_bisection(starts, s[i]);
 }
@@ -113,7 +116,7 @@ def scaled_values(starts: torch.Tensor) -> torch.Tensor:
     uniform = torch.rand(1 << 18, generator=torch.Generator().manual_seed(3)) * 2 - 1
     x = torch.cat((around, every, uniform, uniform * 1e-2, uniform * 1e-4, torch.zeros(2) * -1.0))
     x = x[x.abs() <= 1]
-    # A negative zero does not occur.
+    # `relative` makes no negative zero.
     return torch.where(x == 0, 0.0, x)
 
 
@@ -153,6 +156,20 @@ def test_the_smallest_values(host, name):
     codes = torch.empty(s.numel(), dtype=torch.uint8)
     host.codes(pointer(entries), pointer(s), pointer(codes), ctypes.c_long(s.numel()))
     assert torch.equal(codes, reference(code, s))
+
+
+@pytest.mark.parametrize("name", ["dynamic", "unsigned", "linear"])
+@pytest.mark.parametrize("inverse", [0.0, 0.5, 1e30])
+def test_a_negative_zero_has_the_code_of_zero(host, name, inverse):
+    code = MAPS[name].float().contiguous()
+    _, entries, _ = tables(host, code)
+    x = torch.tensor([-0.0, 0.0, -1e-45])[: 3 if inverse < 1 else 2].contiguous()
+    codes = torch.empty(x.numel(), dtype=torch.uint8)
+    host.codes_of_block(
+        pointer(entries), pointer(x), ctypes.c_float(inverse), pointer(codes),
+        ctypes.c_long(x.numel()),
+    )  # fmt: skip
+    assert codes.unique().tolist() == [formats.zero_code(code).item()]
 
 
 def test_the_largest_values(host):

@@ -7,7 +7,7 @@
 // codebook of which two starts that differ share a bucket is served by bisection over the starts.
 //
 // Other than codec8.cuh has it, a start may be off by one float, as adding 2^-17 is rounded: upwards,
-// so that zero alone stays at 2^-17. Zero is positive: no sum of a state's terms is a negative one.
+// so that zero alone stays at 2^-17.
 #pragma once
 #include "codec8.cuh"
 
@@ -49,6 +49,10 @@ INLINE u32 zero_code8(const float* code) {
     if (low + step <= 255 && midpoint8(code, low + step - 1) < 0.0) low += step;
   return low;
 }
+
+// A value by the inverse of its block's absmax. A zero is a positive one, as a negative one would have a
+// code of the negative values.
+INLINE float relative(float x, float inverse) { return add_rn(mul_rn(x, inverse), 0.0f); }
 
 // What a magnitude is looked up by: with 2^-17 added, rounded up.
 INLINE u32 lifted(float magnitude) {

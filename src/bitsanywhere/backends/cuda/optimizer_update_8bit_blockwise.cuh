@@ -153,7 +153,7 @@ INLINE uint2 encode(const Tables& tables, int map, const float (&x)[8], float& a
     const u32* entries = tables.entries + (map ? 2 * BUCKETS : 0) - (SIGNED ? 2 : 1) * (int)FIRST_BUCKET;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      float scaled = mul_rn(x[i], inverse);
+      float scaled = relative(x[i], inverse);
       u32 bits = lifted(SIGNED ? fabsf(scaled) : scaled), bucket = bits >> 16;
       u32 entry = entries[SIGNED ? __funnelshift_l(bits_of(scaled), bucket, 1) : bucket];
       // Byte 0 or 1 of the entry in the place of byte i % 4 of the word.
@@ -167,12 +167,12 @@ INLINE uint2 encode(const Tables& tables, int map, const float (&x)[8], float& a
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         u32 code = words[i / 4] >> i % 4 * 8 & 255u;
-        if (tables.starts[map][code + step - 1] <= mul_rn(x[i], inverse)) words[i / 4] += step << i % 4 * 8;
+        if (tables.starts[map][code + step - 1] <= relative(x[i], inverse)) words[i / 4] += step << i % 4 * 8;
       }
     }
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      if (mul_rn(x[i], inverse) == 0.0f)
+      if (relative(x[i], inverse) == 0.0f)
         words[i / 4] = words[i / 4] & ~(255u << i % 4 * 8) | tables.zero[map] << i % 4 * 8;
   }
   return make_uint2(words[0], words[1]);

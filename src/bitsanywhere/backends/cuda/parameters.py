@@ -21,7 +21,7 @@ def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     # Not part of the capture, whose replays would be needed to fill it.
     values = codebook4(quant_type).tensor(torch.device("cpu"))
     stream = torch.cuda.Stream(device)
-    with torch.inference_mode(False), torch.cuda.stream(stream):
+    with driver().relaxed_capture(), torch.inference_mode(False), torch.cuda.stream(stream):
         tensor = torch.empty_like(values, device=device)
         driver().upload(values, tensor.data_ptr(), stream.cuda_stream, device.index)
     return tensor

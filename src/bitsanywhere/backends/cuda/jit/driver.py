@@ -150,7 +150,7 @@ class Driver:
             DriverError: the driver refuses the image; holds the log of its PTX compiler.
         """
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        with self.current(device_index), self._relaxed_capture():
+        with self.current(device_index), self.relaxed_capture():
             log = ctypes.create_string_buffer(_LOG_BYTES)
             options = (ctypes.c_int * 2)(_JIT_ERROR_LOG, _JIT_ERROR_LOG_BYTES)
             values = (ctypes.c_void_p * 2)(ctypes.addressof(log), _LOG_BYTES)
@@ -194,7 +194,7 @@ class Driver:
         Args:
             stream: that is not being captured; others may be.
         """
-        with self.current(device_index), self._relaxed_capture():
+        with self.current(device_index), self.relaxed_capture():
             self._call(
                 "cuMemcpyHtoDAsync_v2", ctypes.c_void_p(address),
                 ctypes.c_void_p(source.data_ptr()), ctypes.c_size_t(source.nbytes),
@@ -217,7 +217,7 @@ class Driver:
             raise DriverError(self._reason(function, code), code)
 
     @contextmanager
-    def _relaxed_capture(self) -> Iterator[None]:
+    def relaxed_capture(self) -> Iterator[None]:
         mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
         self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
