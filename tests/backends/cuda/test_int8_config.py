@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitsanywhere.backends.cuda import int8_double_quant, int8_gemm, int8_vectorwise_quant
+from bitsanywhere.backends.cuda import (
+    dequantize_blockwise,
+    int8_double_quant,
+    int8_gemm,
+    int8_vectorwise_quant,
+)
 from bitsanywhere.backends.cuda.int8_gemm_config import (
     RAW,
     LibraryConfig,
@@ -73,6 +78,35 @@ def test_what_serves_whom():
     assert isinstance(choose(2048, 4096, 4096, h100, aligned=False), StreamConfig)
     assert isinstance(choose(2048, 4096, 1000, h100), LibraryConfig)
     assert "grid" in repr(choose(1, 4096, 4096, h100))
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tile", "spread"),
+    [
+        (64, 4096, (64, 32), True),
+        (64, 14336, (64, 64), False),
+        (256, 4096, (128, 64), True),
+        (256, 14336, (256, 112), True),
+        (2048, 4096, (256, 128), False),
+        (2048, 14336, (256, 128), False),
+    ],
+)
+def test_tiles_that_an_h200_measured_best(m, n, tile, spread):
+    config = choose(m, n, 4096, known("h100"))
+    assert isinstance(config, WgmmaConfig)
+    assert (config.tile_m, config.tile_n) == tile
+    assert config.spread == spread
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_elements_to_dequantize_are_covered(name):
+    target = known(name)
+    for count in (1, 1 << 16, 1 << 20, 1 << 24, 1 << 34):
+        config = dequantize_blockwise.choose(count, target)
+        assert config.threads in (512, 1024)
+        # A block at least has one tile a warp, and no chip is left half empty for large blocks.
+        assert (config.blocks - 1) * config.threads // 32 * config.tile < count
+        assert config.threads == 512 or config.blocks >= target.sm_count
 
 
 @pytest.mark.parametrize("whole", [True, False])
