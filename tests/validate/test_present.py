@@ -124,8 +124,21 @@ def test_guessing_is_said_only_of_a_model_that_guesses(outcomes):
     line = dataclasses.replace(carroll.lines[0], measured=9)
     right = (-1.0, -2.0, -2.0, -2.0)
     wrong = (-3.0, -2.0, -2.0, -2.0)
-    for right_of_58, words in ((17, "no better than guessing (29.3%"), (52, "")):
+    guessed = "than guessing (29.3% of 58 problems, 25% by chance)", "apart by 2.4 problems of 16"
+    for right_of_58, words in ((17, guessed), (52, ())):
         rows = tuple(right if i < right_of_58 else wrong for i in range(58))
         columns = {BF16: dataclasses.replace(carroll.columns[BF16], likelihoods=rows)}
         told = reason(dataclasses.replace(carroll, lines=(line,), columns=columns))
-        assert (words in told) if words else told == ""
+        assert all(each in told for each in words) if words else told == ""
+
+
+def test_a_missed_loss_is_told_with_what_was_there_at_the_start(outcomes):
+    training = outcomes[2]
+    base = dataclasses.replace(training.columns[BF16], losses=(4.0, 2.0, 2.0, 1.0))
+    ours = dataclasses.replace(base, losses=(4.4, 2.1, 2.0, 1.01))
+    lines = tuple(dataclasses.replace(line, measured=0.05, peer=0.051) for line in training.lines)
+    missed = dataclasses.replace(training, columns={BF16: base, OURS: ours}, lines=lines)
+    told = reason(missed)
+    assert "start +10.00% from bf16's loss" in told
+    assert "over the last 1 steps +1.00% is left" in told
+    assert "bitsandbytes measures the same: 0.051" in told
