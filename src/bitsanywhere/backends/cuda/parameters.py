@@ -19,12 +19,8 @@ def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     if not torch.cuda.is_current_stream_capturing():
         return cached_tensor(codebook4(quant_type), device)
     # Not part of the capture, whose replays would be needed to fill it.
-    values = codebook4(quant_type).tensor(torch.device("cpu"))
-    stream = torch.cuda.Stream(device)
-    with driver().relaxed_capture(), torch.inference_mode(False), torch.cuda.stream(stream):
-        tensor = torch.empty_like(values, device=device)
-        driver().upload(values, tensor.data_ptr(), stream.cuda_stream, device.index)
-    return tensor
+    with driver().relaxed_capture(), torch.cuda.stream(torch.cuda.Stream(device)):
+        return cached_tensor(codebook4(quant_type), device)
 
 
 @cache

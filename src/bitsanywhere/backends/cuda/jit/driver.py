@@ -12,12 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitsanywhere.errors import BackendUnavailable, BitsAnywhereError
-
-if TYPE_CHECKING:
-    import torch
 
 # What cuLaunchKernel says of a function of another context than the current one, or where there is
 # none: invalid context, invalid handle (measured on two H100, driver 580), context destroyed.
@@ -188,20 +185,6 @@ class Driver:
                 ctypes.c_void_p(stream),
             )  # fmt: skip
 
-    def upload(self, source: torch.Tensor, address: int, stream: int, device_index: int) -> None:
-        """Copies a tensor from the CPU to a device and waits for it.
-
-        Args:
-            stream: that is not being captured; others may be.
-        """
-        with self.current(device_index), self.relaxed_capture():
-            self._call(
-                "cuMemcpyHtoDAsync_v2", ctypes.c_void_p(address),
-                ctypes.c_void_p(source.data_ptr()), ctypes.c_size_t(source.nbytes),
-                ctypes.c_void_p(stream),
-            )  # fmt: skip
-            self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
-
     def capture_id(self, stream: int) -> int:
         """A number, not 0, of the graph capture that is under way on a stream."""
         status, number = ctypes.c_int(), ctypes.c_uint64()
@@ -218,6 +201,7 @@ class Driver:
 
     @contextmanager
     def relaxed_capture(self) -> Iterator[None]:
+        """Lets this thread do, while a stream is captured, what has nothing to do with it."""
         mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
         self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
