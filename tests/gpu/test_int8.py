@@ -382,3 +382,20 @@ def test_agrees_with_bitsandbytes():
 def environment() -> dict[str, str]:
     places = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+
+
+@pytest.mark.parametrize("m", [1, 100])
+def test_weights_quantized_just_before_their_product(m):
+    """The product must not fetch weights early that the kernel ahead of it still writes."""
+    weight = torch.randn(128, 1 << 17, device="cuda").half()
+    codes, scales, _ = ops.int8_vectorwise_quant(torch.randn(m, 1 << 17, device="cuda").half(), 0.0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        CB, SCB, _ = ops.int8_vectorwise_quant(weight, 0.0)
+        out = ops.int8_scaled_mm(codes, CB, scales, SCB)
+    graph.replay()
+    expected = out.clone()
+    for _ in range(50):
+        CB.fill_(77)
+        graph.replay()
+        assert torch.equal(out, expected)

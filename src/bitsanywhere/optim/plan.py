@@ -158,7 +158,7 @@ class Planner:
     """An optimizer's plan, if it has one.
 
     A plan takes as long to make as a step without it. So one is made after two steps without, and
-    later each time that a plan fails before it was of any use.
+    later each time that a plan cannot be made or fails before it was of any use.
     """
 
     def __init__(self) -> None:
@@ -210,6 +210,8 @@ class Planner:
         if self._waited > self._patience:
             self._plan, self._served = Plan.of(name, groups, state, batches), False
             self._waited = 0
+            if self._plan is None:
+                self._patience = min(2 * self._patience, _MOST_PATIENCE)
 
 
 def _part(name: str, batch: Batch, places: Mapping[int, int]) -> Optional[Part]:

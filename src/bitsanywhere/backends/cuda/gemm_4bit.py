@@ -71,6 +71,7 @@ def _kernel(
     blocksize: int,
     aligned: bool,
     nested: bool,
+    overlap: bool,
 ) -> tuple[Callable[..., None] | None, int, int, int]:
     """`launch`, `floats`, `stages` and `box_rows` of a `Plan`."""
     target = Target.of(torch.device("cuda", index))
@@ -83,7 +84,7 @@ def _kernel(
     box_rows = config.tile_m if isinstance(config, WgmmaConfig) else 0
     layout = _WGMMA_ARGUMENTS if box_rows else _ARGUMENTS
     shared = config.stages_bytes
-    launch = kernel.bind((config.grid,), config.threads, shared, layout, overlap=True)
+    launch = kernel.bind((config.grid,), config.threads, shared, layout, overlap)
     return launch, config.partial_floats, config.stages, box_rows
 
 
@@ -95,12 +96,20 @@ class Product:
         shape: (N, K) of the weights.
         blocksize: elements a block.
         code: the codebook, 16 floats by code, contiguous.
+        overlap: let kernels begin before the one ahead has ended, which then must not be the one
+            that writes the code.
     """
 
     def __init__(
-        self, index: int, shape: Sequence[int], blocksize: int, code: torch.Tensor
+        self,
+        index: int,
+        shape: Sequence[int],
+        blocksize: int,
+        code: torch.Tensor,
+        overlap: bool = True,
     ) -> None:
         self._index, self._blocksize, self._code = index, blocksize, code
+        self._overlap = overlap
         self._n, self._k = shape
         self._constants = self._n, self._k, blocksize.bit_length() - 1
         # Calls with as many rows as the one before find their plan here.
@@ -181,7 +190,9 @@ class Product:
         if m == 0 or self._n == 0:
             return Plan(size, dtype, nested, m, result)
         shape = m, self._n, self._k
-        launch = _kernel(self._index, *shape, dtype, self._blocksize, aligned, nested)
+        launch = _kernel(
+            self._index, *shape, dtype, self._blocksize, aligned, nested, self._overlap
+        )
         return Plan(size, dtype, nested, m, result, *launch)
 
     def _multiply_dense(

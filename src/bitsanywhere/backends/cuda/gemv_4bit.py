@@ -20,7 +20,8 @@ def run(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A @ W.T, of A's dtype and shape (..., N); `out`, if given, is contiguous and fits."""
-    product = gemm_4bit.Product(A.get_device(), shapeB, blocksize, code.contiguous())
+    code = code.contiguous()
+    product = gemm_4bit.Product(A.get_device(), shapeB, blocksize, code, overlap=False)
     result = product(A, B.contiguous(), None, absmax.contiguous(), out=out)
     assert result is not None, "arguments that were checked fit"
     return result

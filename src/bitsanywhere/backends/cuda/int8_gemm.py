@@ -82,7 +82,7 @@ def sources(target: Target) -> list[KernelSource]:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    index: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool
+    index: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool, overlap: bool
 ) -> tuple[Callable[..., None] | None, tuple[int, int] | None]:
     """The kernel, None for torch's own product; and rows that it copies at once, if it does so."""
     target = Target.of(torch.device("cuda", index))
@@ -92,9 +92,9 @@ def _plan(
     kernel = get_kernel(config.source(dtype), target, index)
     grid, threads = (config.grid,), config.threads
     if isinstance(config, WgmmaConfig):
-        launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap=True)
+        launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap)
         return launch, (config.tile_m, config.tile_n)
-    return kernel.bind(grid, threads, 0, _ARGUMENTS, overlap=True), None
+    return kernel.bind(grid, threads, 0, _ARGUMENTS, overlap), None
 
 
 @lru_cache(maxsize=4096)
@@ -109,18 +109,21 @@ def multiply(
     out: torch.Tensor,
     scales: Scales = _NO_SCALES,
     outliers: Outliers = _NO_OUTLIERS,
+    overlap: bool = False,
 ) -> None:
     """out = codes @ B.T, scaled, with bias and outliers; if out is int32, the sums themselves.
 
     Args:
         B: int8 (N, K), contiguous.
         out: (..., N) with at least one element, contiguous, at an address that is a multiple of 16.
+        overlap: fetch weights before the kernel ahead has ended. Only where that one is known, and
+            has waited for whatever may have written them.
     """
     n, k = B.shape
     m = out.numel() // n
     index, weights = B.get_device(), B.data_ptr()
     address, stride, _ = codes
-    launch, boxes = _plan(index, m, n, k, out.dtype, (address | weights) % 16 == 0)
+    launch, boxes = _plan(index, m, n, k, out.dtype, (address | weights) % 16 == 0, overlap)
     if launch is None:
         _multiply_library(codes, B, out, scales, outliers)
         return

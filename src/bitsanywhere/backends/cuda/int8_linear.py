@@ -62,6 +62,7 @@ def run(
         result,
         Scales(scales, SCB.data_ptr(), 0 if bias is None else bias.data_ptr()),
         outliers,
+        overlap=True,
     )
     return result
 

@@ -63,16 +63,12 @@ INLINE void wgmma(int (&d)[SUMS], u64 a, u64 b, int accumulate) {
 #endif
 }
 
-// Rows of 128 bytes, in groups of 8 swizzled by 128 bytes, from an address that is a multiple of 1024.
-INLINE u64 descriptor(const char* rows) {
-  return ((u64)(shared_address(rows) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-}
-
 struct Pipeline {
   Barrier full[STAGES], empty[STAGES];
 };
 
-// Weights are fetched before the activations are there.
+// Weights are fetched before the activations are there, if the launch overlaps with the kernel that quantizes
+// them.
 INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages, int first_m,
                     int first_n, int steps) {
   int early = min(steps, STAGES);

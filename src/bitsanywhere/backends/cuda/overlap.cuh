@@ -10,8 +10,8 @@ INLINE void await_previous() {
 #endif
 }
 
-// The next kernel may begin once all blocks have come here. After await_previous, so that what it
-// fetches early comes from kernels that have ended.
+// The next kernel may begin once all blocks have come here. After await_previous, so that it may fetch early
+// what kernels before this one wrote, though not what this one writes.
 INLINE void release_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

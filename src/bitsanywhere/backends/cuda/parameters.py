@@ -19,8 +19,17 @@ def codebook(quant_type: str, device: torch.device) -> torch.Tensor:
     if not torch.cuda.is_current_stream_capturing():
         return cached_tensor(codebook4(quant_type), device)
     # Not part of the capture, whose replays would be needed to fill it.
-    with driver().relaxed_capture(), torch.cuda.stream(torch.cuda.Stream(device)):
+    with driver().relaxed_capture(), torch.cuda.stream(_free_stream(device)):
         return cached_tensor(codebook4(quant_type), device)
+
+
+def _free_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that is not being captured; torch hands out a few by turns."""
+    while True:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            if not torch.cuda.is_current_stream_capturing():
+                return stream
 
 
 @cache

@@ -23,3 +23,10 @@ INLINE void fetch_box(const TensorMap& map, char* target, Barrier& barrier, int 
       "l"(&map), "r"(shared_address(&barrier.state)), "r"(byte), "r"(row)
       : "memory");
 }
+
+// What wgmma wants to know of rows of 128 bytes in shared memory, in groups of 8 swizzled by 128
+// bytes: address, 1024 bytes from group to group, the swizzle. 16 elements further along k are 32
+// bytes, 2 in the descriptor.
+INLINE u64 descriptor(const void* rows) {
+  return ((u64)(shared_address(rows) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
+}

@@ -20,13 +20,6 @@ INLINE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// What wgmma wants to know of rows of 128 bytes in shared memory, in groups of 8 swizzled by 128
-// bytes: address, 1024 bytes from group to group, the swizzle. 16 elements further along k are 32
-// bytes, 2 in the descriptor.
-INLINE u64 descriptor(const void* rows) {
-  return ((u64)(shared_address(rows) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-}
-
 // d = a * b, or d += a * b if accumulate. d and a as in stream_k.cuh and fragments.cuh, warp w of the
 // four having rows 16 w on; b: a descriptor of TILE_M rows, their 16 elements along k.
 INLINE void wgmma(float (&d)[M_TILES][4], const u32 (&a)[4], u64 b, bool accumulate) {
