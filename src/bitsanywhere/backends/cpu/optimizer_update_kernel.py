@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitsanywhere.backends.cpu import decode, simd
+from bitsanywhere.backends.cpu import decode, dynamic8, simd
 from bitsanywhere.backends.cpu import optimizer_words as words
 from bitsanywhere.backends.cpu.machine import Machine
 from bitsanywhere.backends.cpu.optimizer_numbers import PLACES
@@ -12,8 +12,11 @@ from bitsanywhere.backends.cpu.optimizer_update import BLOCK, BLOCKS_A_TASK, ROW
 from bitsanywhere.ops.optimizer_rules import RULES
 
 
-def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
+def build(machine: Machine, rule: str, dtype: str, bits: int, dynamic: bool) -> Any:
     """The kernel of one rule.
+
+    Args:
+        dynamic: whether the codebooks are the dynamic maps, signed and unsigned.
 
     Its arguments: task counter; table of tensors, see `optimizer_update.py`; number of tasks;
     numbers, see `optimizer_numbers.py`; for each state the address of its 256 values and of the
@@ -25,15 +28,20 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
     address_of, take, store, least = simd.address_of, simd.take, simd.store, simd.least
     load_i64, load_u8, load_u8x16 = words.load_i64, simd.load_u8, simd.load_u8x16
     load_f32, load_f32x16 = simd.load_f32, simd.load_f32x16
-    mul, fma, splat, zeros = simd.mul, simd.fma, simd.splat_f32x16, simd.zeros_f32x16
+    mul, fma, splat = simd.mul, simd.fma, simd.splat_f32x16
     values_of, look_up, grid_point = words.values_of, words.look_up, simd.grid_point
     magnitude, larger, largest = simd.magnitude, simd.larger, simd.largest
     zeros_i32, reciprocal = simd.zeros_i32x16, decode.reciprocal
     constant, choose, moves = words.constant, words.choose, words.moves
-    first_lanes, buffer = words.first_lanes, words.buffer
-    times, decay, weight_decay = PLACES["times"], PLACES["decay"], PLACES["coupled"]
+    buffer = words.buffer
+    times, still, decay, weight_decay = (
+        PLACES["times"],
+        PLACES["still"],
+        PLACES["decay"],
+        PLACES["coupled"],
+    )
     scale, lowest = PLACES["scale"], PLACES["least"]
-    quantized = bits == 8
+    quantized, arithmetic = bits == 8, dynamic and machine.level != "generic"
     width, part = 1 if quantized else 4, 4 * BLOCK
     inline = decode.inline
 
@@ -51,15 +59,29 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
             return mul(values_of(values, place), splat(factor))
         return load_f32x16(place)
 
-    @inline
-    def encode(to, source, count, absmax, top, table):
-        whole = largest(top)
-        store(absmax, whole)
-        factor = splat(reciprocal(whole))
-        for i in range(0, count, 16):
-            place = source + i * 4
-            store(place, grid_point(mul(load_f32x16(place), factor)))
-            look_up(to + i, table, place)
+    def encode_with(codes_of):
+        @inline
+        def encode(to, source, count, absmax, table):
+            for i in range(count, (count + 15) & -16):
+                store(source + i * 4, decode.ZERO)
+            top = zeros_i32(0)
+            for i in range(0, count, 16):
+                top = larger(top, magnitude(load_f32x16(source + i * 4)))
+            whole = largest(top)
+            store(absmax, whole)
+            factor = splat(reciprocal(whole))
+            for i in range(0, count, 16):
+                place = source + i * 4
+                scaled = mul(load_f32x16(place), factor)
+                if arithmetic:
+                    store(to + i, codes_of(scaled))
+                else:
+                    store(place, grid_point(scaled))
+                    look_up(to + i, table, place)
+
+        return encode
+
+    encode1, encode2 = (encode_with(dynamic8.encoder(machine.level, x)) for x in (True, False))
 
     def update(args):
         table, tasks, k = args[1], args[2], args[3]
@@ -94,10 +116,12 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
                         copy(at_b, b + first * width, count * width)
                     if second:
                         copy(at_c, c + first * width, count * width)
-                top_a, top_b, top_c = zeros_i32(0), zeros_i32(0), zeros_i32(0)
                 factor_a = load_f32(amax + block * 4) if quantized else decode.ONE
                 factor_b = load_f32(bmax + block * 4) if quantized and slow else decode.ONE
                 factor_c = load_f32(cmax + block * 4) if quantized and second else decode.ONE
+                to_a, to_b, to_c = at_a, at_b, at_c
+                if quantized:
+                    to_a, to_b, to_c = kept, kept + part, kept + 2 * part
                 for i in range(0, count, 16):
                     raw, old_p = read(at_g + i * size), read(at_p + i * size)
                     moved = moves(raw, constant(k, lowest))
@@ -111,36 +135,22 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
                     new_a = choose(moved, new_a, old_a)
                     new_b = choose(moved, new_b, old_b)
                     new_c = choose(moved, new_c, old_c)
-                    if quantized:
-                        inside = first_lanes(count - i)
-                        new_a = choose(inside, new_a, zeros(0))
-                        store(kept + i * 4, new_a)
-                        top_a = larger(top_a, magnitude(new_a))
-                        if slow:
-                            new_b = choose(inside, new_b, zeros(0))
-                            store(kept + BLOCK * 4 + i * 4, new_b)
-                            top_b = larger(top_b, magnitude(new_b))
-                        if second:
-                            new_c = choose(inside, new_c, zeros(0))
-                            store(kept + BLOCK * 8 + i * 4, new_c)
-                            top_c = larger(top_c, magnitude(new_c))
-                    else:
-                        store(at_a + i * 4, new_a)
-                        if slow:
-                            store(at_b + i * 4, new_b)
-                        if second:
-                            store(at_c + i * 4, new_c)
+                    store(to_a + i * 4, new_a)
+                    if slow:
+                        store(to_b + i * 4, new_b)
+                    if second:
+                        store(to_c + i * 4, new_c)
                     # A choice between new_p and old_p would become a masked store, which AMD's
                     # processors take dozens of cycles for.
-                    step = choose(moved, step, zeros(0))
+                    step = choose(moved, step, constant(k, still))
                     shrink = choose(moved, constant(k, decay), splat(decode.ONE))
                     write(at_p + i * size, fma(step, constant(k, times), mul(old_p, shrink)))
                 if quantized:
-                    encode(at_a, kept, count, amax + block * 4, top_a, codes1)
+                    encode1(at_a, to_a, count, amax + block * 4, codes1)
                     if slow:
-                        encode(at_b, kept + BLOCK * 4, count, bmax + block * 4, top_b, codes1)
+                        encode1(at_b, to_b, count, bmax + block * 4, codes1)
                     if second:
-                        encode(at_c, kept + BLOCK * 8, count, cmax + block * 4, top_c, codes2)
+                        encode2(at_c, to_c, count, cmax + block * 4, codes2)
                 if count < BLOCK:
                     copy(p + first * size, at_p, count * size)
                     copy(a + first * width, at_a, count * width)

@@ -17,7 +17,6 @@ from bitsanywhere.backends.cpu.optimizer_numbers import PLACES
 from bitsanywhere.backends.cpu.simd import FLOAT, I8, I32, I64, F32x16, I32x16, at, llvm_call, word
 
 BUFFER_BYTES = 8192
-_LANES = list(range(16))
 _I1x16 = ir.VectorType(ir.IntType(1), 16)
 
 
@@ -36,11 +35,6 @@ def _moves(b: ir.IRBuilder, g: ir.Value, least: ir.Value) -> ir.Value:
     size = b.bitcast(b.and_(b.bitcast(g, I32x16.llvm), I32x16.llvm([0x7FFFFFFF] * 16)), g.type)
     finite = b.fcmp_ordered("<", size, g.type([math.inf] * 16))
     return b.sext(b.and_(finite, b.fcmp_ordered(">=", size, least)), I32x16.llvm)
-
-
-def _first_lanes(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
-    below = simd.splat(b, b.trunc(count, I32), 16)
-    return b.sext(b.icmp_signed("<", I32x16.llvm(_LANES), below), I32x16.llvm)
 
 
 def _choose(b: ir.IRBuilder, mask: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
@@ -83,8 +77,6 @@ div = word(2, F32x16, lambda b, x, y: b.fdiv(x, y))
 sqrt = word(1, F32x16, lambda b, v: llvm_call(b, "llvm.sqrt.v16f32", v.type, v))
 moves = word(2, I32x16, _moves)
 """(g, least): lanes whose gradient is finite and at least that large; -1, else 0."""
-first_lanes = word(1, I32x16, _first_lanes)
-"""The lanes below a count; -1, else 0."""
 choose = word(3, lambda mask, yes, no: yes, _choose)
 sign = word(1, F32x16, _sign)
 
