@@ -158,6 +158,17 @@ def test_skipped_elements_stay(bits, cpu_implementation):
         assert torch.equal(skipping[2][kept], problem.states[1][kept])
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("lr", [0.01, 0.0, -0.01])
+def test_skipped_parameters_keep_their_bits(bits, lr):
+    """The sign of a zero among them, whatever the sign of the learning rate."""
+    problem = Problem("adam", 600, torch.float32, bits)
+    problem.g[:300], problem.g[300:] = 0.0, float("nan")
+    problem.p[::3], problem.p[1::3] = -0.0, 0.0
+    got = problem.single(lr=lr, skip_zeros=True)[0]
+    assert torch.equal(got.view(torch.int32), problem.p.view(torch.int32))
+
+
 @pytest.mark.parametrize("rule", ["adam", "lamb", "lars"])
 def test_clipping(rule, cpu_implementation):
     """The update is as long as it may be, and points where it would have pointed."""

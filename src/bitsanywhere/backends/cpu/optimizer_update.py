@@ -18,7 +18,7 @@ from bitsanywhere.backends.cpu.common import NAMES
 from bitsanywhere.backends.cpu.compiler import kernel
 from bitsanywhere.backends.cpu.optimizer_numbers import SAME, numbers
 from bitsanywhere.backends.cpu.parallel import launch
-from bitsanywhere.formats import grid_codes, zero_code
+from bitsanywhere.formats import create_dynamic_map, grid_codes, zero_code
 from bitsanywhere.ops.optimizer_rules import Settings
 
 BLOCK = 256
@@ -63,11 +63,17 @@ def update(
         rule=SAME.get(name, name),
         dtype=NAMES[p[0].dtype],
         bits=8 if codes else 32,
+        dynamic=bool(codes) and all(map(torch.equal, codes, _dynamic_maps())),
     )
     launch(
         function, tasks, table.buffer_info()[0], tasks, constants.buffer_info()[0],
         *pointers, *[0] * (4 - len(pointers)),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _dynamic_maps() -> tuple[torch.Tensor, torch.Tensor]:
+    return create_dynamic_map(signed=True), create_dynamic_map(signed=False)
 
 
 @lru_cache(maxsize=32)

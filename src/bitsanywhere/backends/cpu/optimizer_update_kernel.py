@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitsanywhere.backends.cpu import decode, simd
+from bitsanywhere.backends.cpu import decode, dynamic8, simd
 from bitsanywhere.backends.cpu import optimizer_words as words
 from bitsanywhere.backends.cpu.machine import Machine
 from bitsanywhere.backends.cpu.optimizer_numbers import PLACES
@@ -12,8 +12,11 @@ from bitsanywhere.backends.cpu.optimizer_update import BLOCK, BLOCKS_A_TASK, ROW
 from bitsanywhere.ops.optimizer_rules import RULES
 
 
-def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
+def build(machine: Machine, rule: str, dtype: str, bits: int, dynamic: bool) -> Any:
     """The kernel of one rule.
+
+    Args:
+        dynamic: whether the codebooks are the dynamic maps, signed and unsigned.
 
     Its arguments: task counter; table of tensors, see `optimizer_update.py`; number of tasks;
     numbers, see `optimizer_numbers.py`; for each state the address of its 256 values and of the
@@ -24,47 +27,66 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
     read, write, size = simd.reader(dtype), simd.writer(dtype), simd.SIZE[dtype]
     address_of, take, store, least = simd.address_of, simd.take, simd.store, simd.least
     load_i64, load_u8, load_u8x16 = words.load_i64, simd.load_u8, simd.load_u8x16
-    load_f32, load_f32x16, widen = simd.load_f32, simd.load_f32x16, simd.widen32
-    mul, fma, splat, zeros = simd.mul, simd.fma, simd.splat_f32x16, simd.zeros_f32x16
-    gather_f32, gather_u8, grid_point = simd.gather_f32x16, simd.gather_u8x16, simd.grid_point
+    load_f32, load_f32x16 = simd.load_f32, simd.load_f32x16
+    mul, fma, splat = simd.mul, simd.fma, simd.splat_f32x16
+    values_of, look_up, grid_point = words.values_of, words.look_up, simd.grid_point
     magnitude, larger, largest = simd.magnitude, simd.larger, simd.largest
     zeros_i32, reciprocal = simd.zeros_i32x16, decode.reciprocal
     constant, choose, moves = words.constant, words.choose, words.moves
-    first_lanes, buffer = words.first_lanes, words.buffer
-    times, decay, weight_decay = PLACES["times"], PLACES["decay"], PLACES["coupled"]
+    buffer = words.buffer
+    times, still, decay, weight_decay = (
+        PLACES["times"],
+        PLACES["still"],
+        PLACES["decay"],
+        PLACES["coupled"],
+    )
     scale, lowest = PLACES["scale"], PLACES["least"]
-    quantized = bits == 8
-    width = 1 if quantized else 4
+    quantized, arithmetic = bits == 8, dynamic and machine.level != "generic"
+    width, part = 1 if quantized else 4, 4 * BLOCK
     inline = decode.inline
 
     @inline
     def copy(to, source, count):
-        for i in range(count):
+        whole = count - (count & 15)
+        for i in range(0, whole, 16):
+            store(to + i, load_u8x16(source + i))
+        for i in range(whole, count):
             store(to + i, load_u8(source + i))
 
     @inline
     def load_state(place, values, factor):
         if quantized:
-            return mul(gather_f32(values, widen(load_u8x16(place))), splat(factor))
+            return mul(values_of(values, place), splat(factor))
         return load_f32x16(place)
 
-    @inline
-    def encode(to, source, count, absmax, top, table):
-        whole = largest(top)
-        store(absmax, whole)
-        factor = splat(reciprocal(whole))
-        for i in range(0, count, 16):
-            point = grid_point(mul(load_f32x16(source + i * 4), factor))
-            if count - i >= 16:
-                store(to + i, gather_u8(table, point))
-            else:
-                store(source, gather_u8(table, point))
-                copy(to + i, source, count - i)
+    def encode_with(codes_of):
+        @inline
+        def encode(to, source, count, absmax, table):
+            for i in range(count, (count + 15) & -16):
+                store(source + i * 4, decode.ZERO)
+            top = zeros_i32(0)
+            for i in range(0, count, 16):
+                top = larger(top, magnitude(load_f32x16(source + i * 4)))
+            whole = largest(top)
+            store(absmax, whole)
+            factor = splat(reciprocal(whole))
+            for i in range(0, count, 16):
+                place = source + i * 4
+                scaled = mul(load_f32x16(place), factor)
+                if arithmetic:
+                    store(to + i, codes_of(scaled))
+                else:
+                    store(place, grid_point(scaled))
+                    look_up(to + i, table, place)
+
+        return encode
+
+    encode1, encode2 = (encode_with(dynamic8.encoder(machine.level, x)) for x in (True, False))
 
     def update(args):
         table, tasks, k = args[1], args[2], args[3]
         values1, codes1, values2, codes2 = args[4], args[5], args[6], args[7]
-        # New states of a block, then the last vector of a tensor.
+        # The new states of a block; then the block at a tensor's end, if it is not whole.
         kept = buffer(0)
         spare = kept + 3 * BLOCK * 4
         row = table
@@ -82,72 +104,59 @@ def build(machine: Machine, rule: str, dtype: str, bits: int) -> Any:
             for block in range(start, least(start + BLOCKS_A_TASK, blocks)):
                 first = block * BLOCK
                 count = least(n - first, BLOCK)
-                top_a, top_b, top_c = zeros_i32(0), zeros_i32(0), zeros_i32(0)
+                at_g, at_p, at_a = g + first * size, p + first * size, a + first * width
+                at_b, at_c = b + first * width, c + first * width
+                if count < BLOCK:
+                    at_g, at_p, at_a = spare, spare + part, spare + 2 * part
+                    at_b, at_c = spare + 3 * part, spare + 4 * part
+                    copy(at_g, g + first * size, count * size)
+                    copy(at_p, p + first * size, count * size)
+                    copy(at_a, a + first * width, count * width)
+                    if slow:
+                        copy(at_b, b + first * width, count * width)
+                    if second:
+                        copy(at_c, c + first * width, count * width)
                 factor_a = load_f32(amax + block * 4) if quantized else decode.ONE
                 factor_b = load_f32(bmax + block * 4) if quantized and slow else decode.ONE
                 factor_c = load_f32(cmax + block * 4) if quantized and second else decode.ONE
+                to_a, to_b, to_c = at_a, at_b, at_c
+                if quantized:
+                    to_a, to_b, to_c = kept, kept + part, kept + 2 * part
                 for i in range(0, count, 16):
-                    at = first + i
-                    at_g, at_p, at_a = g + at * size, p + at * size, a + at * width
-                    at_b, at_c, rest = b + at * width, c + at * width, count - i
-                    if rest < 16:
-                        for j in range(0, 5 * 64, 64):
-                            store(spare + j, zeros(0))
-                        copy(spare, at_g, rest * size)
-                        copy(spare + 64, at_p, rest * size)
-                        copy(spare + 128, at_a, rest * width)
-                        if slow:
-                            copy(spare + 192, at_b, rest * width)
-                        if second:
-                            copy(spare + 256, at_c, rest * width)
-                        at_g, at_p, at_a = spare, spare + 64, spare + 128
-                        at_b, at_c = spare + 192, spare + 256
-                    raw, old_p = read(at_g), read(at_p)
-                    keep = moves(raw, constant(k, lowest))
+                    raw, old_p = read(at_g + i * size), read(at_p + i * size)
+                    moved = moves(raw, constant(k, lowest))
                     grad = mul(raw, constant(k, scale))
                     if coupled:
                         grad = fma(old_p, constant(k, weight_decay), grad)
-                    old_a = load_state(at_a, values1, factor_a)
-                    old_b = load_state(at_b, values1, factor_b) if slow else old_a
-                    old_c = load_state(at_c, values2, factor_c) if second else old_a
+                    old_a = load_state(at_a + i * width, values1, factor_a)
+                    old_b = load_state(at_b + i * width, values1, factor_b) if slow else old_a
+                    old_c = load_state(at_c + i * width, values2, factor_c) if second else old_a
                     step, new_a, new_b, new_c = move(grad, old_a, old_b, old_c, k)
-                    new_p = fma(step, constant(k, times), mul(old_p, constant(k, decay)))
-                    write(at_p, choose(keep, new_p, old_p))
-                    new_a = choose(keep, new_a, old_a)
-                    new_b = choose(keep, new_b, old_b)
-                    new_c = choose(keep, new_c, old_c)
-                    if quantized:
-                        inside = first_lanes(rest)
-                        new_a = choose(inside, new_a, zeros(0))
-                        store(kept + i * 4, new_a)
-                        top_a = larger(top_a, magnitude(new_a))
-                        if slow:
-                            new_b = choose(inside, new_b, zeros(0))
-                            store(kept + BLOCK * 4 + i * 4, new_b)
-                            top_b = larger(top_b, magnitude(new_b))
-                        if second:
-                            new_c = choose(inside, new_c, zeros(0))
-                            store(kept + BLOCK * 8 + i * 4, new_c)
-                            top_c = larger(top_c, magnitude(new_c))
-                    else:
-                        store(at_a, new_a)
-                        if slow:
-                            store(at_b, new_b)
-                        if second:
-                            store(at_c, new_c)
-                    if rest < 16:
-                        copy(p + at * size, spare + 64, rest * size)
-                        if not quantized:
-                            copy(a + at * 4, spare + 128, rest * 4)
-                            if slow:
-                                copy(b + at * 4, spare + 192, rest * 4)
-                            if second:
-                                copy(c + at * 4, spare + 256, rest * 4)
-                if quantized:
-                    encode(a + first, kept, count, amax + block * 4, top_a, codes1)
+                    new_a = choose(moved, new_a, old_a)
+                    new_b = choose(moved, new_b, old_b)
+                    new_c = choose(moved, new_c, old_c)
+                    store(to_a + i * 4, new_a)
                     if slow:
-                        encode(b + first, kept + BLOCK * 4, count, bmax + block * 4, top_b, codes1)
+                        store(to_b + i * 4, new_b)
                     if second:
-                        encode(c + first, kept + BLOCK * 8, count, cmax + block * 4, top_c, codes2)
+                        store(to_c + i * 4, new_c)
+                    # A choice between new_p and old_p would become a masked store, which AMD's
+                    # processors take dozens of cycles for.
+                    step = choose(moved, step, constant(k, still))
+                    shrink = choose(moved, constant(k, decay), splat(decode.ONE))
+                    write(at_p + i * size, fma(step, constant(k, times), mul(old_p, shrink)))
+                if quantized:
+                    encode1(at_a, to_a, count, amax + block * 4, codes1)
+                    if slow:
+                        encode1(at_b, to_b, count, bmax + block * 4, codes1)
+                    if second:
+                        encode2(at_c, to_c, count, cmax + block * 4, codes2)
+                if count < BLOCK:
+                    copy(p + first * size, at_p, count * size)
+                    copy(a + first * width, at_a, count * width)
+                    if slow:
+                        copy(b + first * width, at_b, count * width)
+                    if second:
+                        copy(c + first * width, at_c, count * width)
 
     return update

@@ -16,8 +16,7 @@ from bitsanywhere.backends.cpu.decode import inline
 from bitsanywhere.backends.cpu.optimizer_numbers import PLACES
 from bitsanywhere.backends.cpu.simd import FLOAT, I8, I32, I64, F32x16, I32x16, at, llvm_call, word
 
-BUFFER_BYTES = 4096
-_LANES = list(range(16))
+BUFFER_BYTES = 8192
 _I1x16 = ir.VectorType(ir.IntType(1), 16)
 
 
@@ -38,11 +37,6 @@ def _moves(b: ir.IRBuilder, g: ir.Value, least: ir.Value) -> ir.Value:
     return b.sext(b.and_(finite, b.fcmp_ordered(">=", size, least)), I32x16.llvm)
 
 
-def _first_lanes(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
-    below = simd.splat(b, b.trunc(count, I32), 16)
-    return b.sext(b.icmp_signed("<", I32x16.llvm(_LANES), below), I32x16.llvm)
-
-
 def _choose(b: ir.IRBuilder, mask: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
     return b.select(b.trunc(mask, _I1x16), yes, no)
 
@@ -53,17 +47,36 @@ def _sign(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     return b.select(b.fcmp_ordered(">", v, zero), one, negative)
 
 
+def _values_of(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+    first, out = at(b, table, FLOAT), F32x16.llvm(ir.Undefined)
+    for lane in range(16):
+        code = b.load(at(b, b.add(codes, I64(lane)), I8), align=1)
+        value = b.load(b.gep(first, [b.zext(code, I64)]), align=4)
+        out = b.insert_element(out, value, I32(lane))
+    return out
+
+
+def _look_up(b: ir.IRBuilder, to: ir.Value, table: ir.Value, points: ir.Value) -> None:
+    first = at(b, table, I8)
+    for lane in range(16):
+        point = b.load(at(b, b.add(points, I64(4 * lane)), I32), align=4)
+        code = b.load(b.gep(first, [b.zext(point, I64)]), align=1)
+        b.store(code, at(b, b.add(to, I64(lane)), I8), align=1)
+
+
 load_i64 = word(1, types.int64, lambda b, p: b.load(at(b, p, I64), align=8))
+values_of = word(2, F32x16, _values_of)
+"""(table of float32, address of 16 uint8 codes) -> their values."""
+look_up = word(3, types.void, _look_up)
+"""(address, table of uint8, address of 16 int32 indices): stores the 16 bytes found."""
 buffer = word(1, types.int64, _buffer)
-"""4096 bytes on the stack."""
+"""8192 bytes on the stack."""
 constant = word(2, F32x16, _constant)
 """(numbers, byte offset): a float32 of memory in each lane."""
 div = word(2, F32x16, lambda b, x, y: b.fdiv(x, y))
 sqrt = word(1, F32x16, lambda b, v: llvm_call(b, "llvm.sqrt.v16f32", v.type, v))
 moves = word(2, I32x16, _moves)
 """(g, least): lanes whose gradient is finite and at least that large; -1, else 0."""
-first_lanes = word(1, I32x16, _first_lanes)
-"""The lanes below a count; -1, else 0."""
 choose = word(3, lambda mask, yes, no: yes, _choose)
 sign = word(1, F32x16, _sign)
 

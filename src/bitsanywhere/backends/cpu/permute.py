@@ -124,6 +124,23 @@ def _avx2_f32(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     return concat(b, *halves)
 
 
+def octet_code(level: str) -> Callable[..., ir.Value]:
+    """LLVM code that looks up eight float32: (builder, F32x16 that holds them twice, I32x16) ->
+    F32x16. The lowest three bits of an index count, whatever is above them."""
+    return _pick(level, _avx512_f32, _avx2_octet, _neon_octet)
+
+
+def _avx2_octet(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+    kind, eight = ir.VectorType(FLOAT, 8), part(b, table, 0, 8)
+    low, high = part(b, index, 0, 8), part(b, index, 8, 8)
+    found = (llvm_call(b, "llvm.x86.avx2.permps", kind, eight, lanes) for lanes in (low, high))
+    return concat(b, *found)
+
+
+def _neon_octet(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+    return _neon_f32(b, table, b.and_(index, index.type([7] * 16)))
+
+
 def _neon_f32(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     kind = ir.VectorType(I8, 16)
     rows = [b.bitcast(part(b, table, start, 4), kind) for start in (0, 4, 8, 12)]

@@ -337,15 +337,19 @@ deal_words = word(3, types.void, _deal)
 """(address, stride, source): 128 elements of 16 bits as four vectors, see `panels.py`."""
 
 
-def _grid_point(b: ir.IRBuilder, s: ir.Value) -> ir.Value:
+def grid_code(b: ir.IRBuilder, s: ir.Value) -> ir.Value:
+    """LLVM code for the grid point of scaled values, as float32 yet to be rounded towards zero."""
     kind = s.type
     scaled = b.fmul(b.fadd(s, kind([1.0] * 16)), kind([32767.5] * 16))
     grid = b.fadd(scaled, kind([0.5] * 16))
     # maxnum turns NaN into 0.
     grid = llvm_call(b, "llvm.maxnum.v16f32", kind, grid, kind([0.0] * 16))
-    grid = llvm_call(b, "llvm.minnum.v16f32", kind, grid, kind([65535.0] * 16))
-    point = b.fptosi(grid, I32x16.llvm)
-    is_zero = b.fcmp_ordered("oeq", s, kind([0.0] * 16))
+    return llvm_call(b, "llvm.minnum.v16f32", kind, grid, kind([65535.0] * 16))
+
+
+def _grid_point(b: ir.IRBuilder, s: ir.Value) -> ir.Value:
+    point = b.fptosi(grid_code(b, s), I32x16.llvm)
+    is_zero = b.fcmp_ordered("oeq", s, s.type([0.0] * 16))
     return b.select(is_zero, point.type([65536] * 16), point)
 
 
