@@ -78,7 +78,9 @@ def scaled(
         return out
     extra = None
     if columns is not None and outliers is not None and columns.numel():
-        extra = outliers.float() @ B.index_select(1, columns).float().t()
+        # Under autocast the product would not be float32.
+        with torch.autocast("cpu", enabled=False):
+            extra = outliers.float() @ B.index_select(1, columns).float().t()
     return dequantize(matmul(A, B), row_stats, col_stats, bias, dtype, extra)
 
 
