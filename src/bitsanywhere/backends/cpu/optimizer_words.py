@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from bitsanywhere.backends.cpu import simd
 from bitsanywhere.backends.cpu.decode import inline
@@ -21,9 +21,7 @@ _I1x16 = ir.VectorType(ir.IntType(1), 16)
 
 
 def _buffer(b: ir.IRBuilder, _: ir.Value) -> ir.Value:
-    kept = cgutils.alloca_once(b, ir.ArrayType(I8, BUFFER_BYTES))
-    kept.align = 64
-    return b.ptrtoint(kept, I64)
+    return simd.stack(b, BUFFER_BYTES)
 
 
 def _constant(b: ir.IRBuilder, numbers: ir.Value, offset: ir.Value) -> ir.Value:

@@ -150,10 +150,20 @@ def _sum(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     return b.call(function, [FLOAT(-0.0), v], fastmath=("reassoc",))
 
 
-def _scratch(b: ir.IRBuilder, _: ir.Value) -> ir.Value:
-    kept = cgutils.alloca_once(b, ir.ArrayType(I8, SCRATCH_BYTES))
+def stack(b: ir.IRBuilder, size: int) -> ir.Value:
+    """Address of so many bytes on the stack, at a multiple of 64.
+
+    They hold anything. numba's own `alloca_once` clears them, byte by byte for LLVM, which then
+    compiles for seconds.
+    """
+    with b.goto_entry_block():
+        kept = b.alloca(ir.ArrayType(I8, size))
     kept.align = 64
     return b.ptrtoint(kept, I64)
+
+
+def _scratch(b: ir.IRBuilder, _: ir.Value) -> ir.Value:
+    return stack(b, SCRATCH_BYTES)
 
 
 def prefetch_code(b: ir.IRBuilder, address: ir.Value, locality: int = 3) -> None:
