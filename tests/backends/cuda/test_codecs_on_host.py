@@ -33,9 +33,9 @@ void from_floats(const float* in, u16* bf16, u16* half, long n) {
     bf16[i] = b >> 16 == (b & 0xFFFF) ? b : 0xDEAD, half[i] = h >> 16 == (h & 0xFFFF) ? h : 0xDEAD;
   }
 }
-void codes4(const float* in, u8* out, long n) {
+void codes4(const float* in, u8* out, long n, int format) {
   Entry4 table[BUCKETS];
-  for (u32 i = 0; i < BUCKETS; i++) table[i] = entry4(i);
+  for (u32 i = 0; i < BUCKETS; i++) table[i] = entry4(i, format);
   for (long i = 0; i < n; i += 8) {
     Codes4 codes = {};
     bool inside = true;
@@ -47,6 +47,11 @@ void codes4(const float* in, u8* out, long n) {
     u32 word = packed4(codes);
     for (int j = 0; j < 4; j++) out[i / 2 + j] = inside ? (u8)(word >> 8 * j) : 255;
   }
+}
+void single_codes4(const float* in, u8* out, long n, int format) {
+  Entry4 table[BUCKETS];
+  for (u32 i = 0; i < BUCKETS; i++) table[i] = entry4(i, format);
+  for (long i = 0; i < n; i++) out[i] = (u8)code4(in[i], table[bucket4(in[i]) - FIRST_BUCKET]);
 }
 void grid_points(const float* in, int* out, long n) {
   for (long i = 0; i < n; i++) out[i] = grid_point(in[i]);
@@ -61,22 +66,16 @@ void grid_table(const float* code, u8* out) {
 """
 
 
-def build(folder: Path, quant_type: str) -> ctypes.CDLL:
-    """The wrappers as a shared library, for a 4-bit format."""
-    source = folder / f"{quant_type}.cpp"
+@pytest.fixture(scope="module")
+def host(tmp_path_factory) -> ctypes.CDLL:
+    """The wrappers as a shared library."""
+    folder = tmp_path_factory.mktemp("host")
+    source, library = folder / "wrappers.cpp", folder / "wrappers.so"
     source.write_text(WRAPPERS)
-    library = folder / f"{quant_type}.so"
-    macros = [f"-D{name}={value}" for name, value in codec4_macros(quant_type)]
+    macros = [f"-D{name}={value}" for name, value in codec4_macros()]
     options = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{HEADERS}"]
     subprocess.run(["g++", *options, *macros, str(source), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
-
-
-@pytest.fixture(scope="module", params=["nf4", "fp4"])
-def host(request, tmp_path_factory) -> tuple[ctypes.CDLL, formats.Format4]:
-    """The library for a format, and the format."""
-    folder = tmp_path_factory.mktemp("host")
-    return build(folder, request.param), formats.codebook4(request.param)
 
 
 def pointer(x: torch.Tensor) -> ctypes.c_void_p:
@@ -103,7 +102,7 @@ def scaled_values() -> torch.Tensor:
 def test_every_16_bit_pattern_becomes_its_float(host):
     patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
     bf16, half = torch.empty(1 << 16), torch.empty(1 << 16)
-    host[0].to_floats(pointer(patterns), pointer(bf16), pointer(half), ctypes.c_long(1 << 16))
+    host.to_floats(pointer(patterns), pointer(bf16), pointer(half), ctypes.c_long(1 << 16))
     assert torch.equal(bf16.view(torch.int32), patterns.to(torch.int32) << 16)
     expected = patterns.view(torch.float16).float()
     assert torch.equal(half.isnan(), expected.isnan())
@@ -122,28 +121,34 @@ def test_floats_are_rounded_as_torch_does(host, dtype):
     )
     bf16 = torch.empty(x.numel(), dtype=torch.int16)
     half = torch.empty_like(bf16)
-    host[0].from_floats(pointer(x), pointer(bf16), pointer(half), ctypes.c_long(x.numel()))
+    host.from_floats(pointer(x), pointer(bf16), pointer(half), ctypes.c_long(x.numel()))
     got, expected = (bf16 if dtype == torch.bfloat16 else half).view(dtype), x.to(dtype)
     assert torch.equal(got.isnan(), expected.isnan())
     number = ~expected.isnan()
     assert torch.equal(got[number].view(torch.int16), expected[number].view(torch.int16))
 
 
-def test_4bit_codes_are_the_formats(host):
-    library, format4 = host
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_4bit_codes_are_the_formats(host, quant_type):
+    format4 = formats.codebook4(quant_type)
+    place = list(formats.FORMATS4).index(quant_type)
     thresholds = torch.tensor(format4.thresholds)
     sixteenths = torch.arange(-33, 34) / 32
     x = torch.cat((scaled_values(), neighbours(thresholds), neighbours(sixteenths)))
     x = x[x.abs() <= 1 + torch.finfo(torch.float32).eps]
     # Each value once at every place of a word.
     x = x[: x.numel() // 8 * 8]
-    order = torch.tensor(format4.order, dtype=torch.uint8)
+    expected = torch.tensor(format4.order, dtype=torch.uint8)[torch.bucketize(x, thresholds)]
+    codes = torch.empty(x.numel(), dtype=torch.uint8)
+    host.single_codes4(pointer(x), pointer(codes), ctypes.c_long(x.numel()), place)
+    assert torch.equal(codes, expected)
     for shift in range(8):
-        x = x.roll(1) if shift else x
+        if shift:
+            x, expected = x.roll(1), expected.roll(1)
         packed = torch.empty(x.numel() // 2, dtype=torch.uint8)
-        library.codes4(pointer(x), pointer(packed), ctypes.c_long(x.numel()))
+        host.codes4(pointer(x), pointer(packed), ctypes.c_long(x.numel()), place)
         codes = torch.stack((packed >> 4, packed & 15), 1).view(-1)
-        assert torch.equal(codes, order[torch.bucketize(x, thresholds)])
+        assert torch.equal(codes, expected)
 
 
 def test_grid_points_are_the_formats(host):
@@ -151,7 +156,7 @@ def test_grid_points_are_the_formats(host):
     sums = torch.arange((1 << 25) + 1, dtype=torch.float64).mul(2.0**-24).float().unique()
     x = torch.cat((scaled_values(), sums - 1))
     points = torch.empty(x.numel(), dtype=torch.int32)
-    host[0].grid_points(pointer(x), pointer(points), ctypes.c_long(x.numel()))
+    host.grid_points(pointer(x), pointer(points), ctypes.c_long(x.numel()))
     expected = ((x + 1) * GRID_SCALE + 0.5).floor().clamp(0, GRID_POINTS - 1)
     assert torch.equal(points, expected.int())
 
@@ -170,5 +175,5 @@ def test_grid_tables_are_the_formats(host, seed):
     for code in maps:
         code = code.float().contiguous()
         table = torch.empty(GRID_POINTS, dtype=torch.uint8)
-        host[0].grid_table(pointer(code), pointer(table))
+        host.grid_table(pointer(code), pointer(table))
         assert torch.equal(table, formats.grid_codes(code))

@@ -14,11 +14,12 @@ import torch
 
 from bitsanywhere.backends.cuda import gemm_4bit_config, kernel_sources
 from bitsanywhere.backends.cuda.jit import nvrtc
-from bitsanywhere.backends.cuda.jit.compiler import CompilationError, compile_source
+from bitsanywhere.backends.cuda.jit.compiler import CompilationError, Compiled, compile_source
 from bitsanywhere.backends.cuda.jit.elf import architecture
 from bitsanywhere.backends.cuda.jit.source import KernelSource
+from bitsanywhere.backends.cuda.parameters import DTYPES
 from bitsanywhere.errors import BackendUnavailable
-from bitsanywhere.targets import Target, for_arch, known
+from bitsanywhere.targets import for_arch, known
 
 ARCHS = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 # What NVRTC 12.6, that of JetPack 6.2, knows of them.
@@ -47,31 +48,49 @@ def nvrtc_12_6() -> nvrtc.Nvrtc:
     return nvrtc.Nvrtc(found[0])
 
 
-def problems(source: KernelSource, arch: str, compiler: nvrtc.Nvrtc) -> Iterator[str]:
-    """Compiles a kernel and says what is wrong with it."""
-    try:
-        compiled = compile_source(source, arch, nvrtc=compiler)
-    except CompilationError as error:
-        yield str(error)
-        return
+def problems(source: KernelSource, compiled: Compiled, arch: str, serial: bool) -> Iterator[str]:
+    """What is wrong with a compiled kernel.
+
+    Args:
+        serial: whether wgmma may be serialized.
+    """
     if f"sm_{architecture(compiled.cubin)}" != arch:
         yield f"is for sm_{architecture(compiled.cubin)}"
     if compiled.spill_bytes != 0:
         yield f"spills {compiled.spill_bytes} bytes"
     if compiled.shared_bytes is None or compiled.shared_bytes > MOST_STATIC:
         yield f"takes {compiled.shared_bytes} bytes of static shared memory"
-    # C7517, a wait for results that are used next, is harmless. The ptxas of CUDA 12.6 serializes
-    # all of our wgmma (C7515): right, but slower.
-    if compiler.version >= (13, 0) and re.search(r"\(C75(?!17)\d\d\)|setmaxnreg", compiled.log):
+    # C7517, a wait for results that are used next, is harmless.
+    if not serial and re.search(r"\(C75(?!17)\d\d\)|setmaxnreg", compiled.log):
         yield "wgmma is serialized, or setmaxnreg ignored"
 
 
-def check_all(sources: list[KernelSource], arch: str, compiler: nvrtc.Nvrtc) -> None:
-    """Compiles kernels on all cores (NVRTC is called without the interpreter's lock)."""
+def check_all(
+    sources: list[KernelSource], arch: str, compiler: nvrtc.Nvrtc
+) -> dict[KernelSource, int]:
+    """Compiles kernels on all cores (NVRTC is called without the interpreter's lock).
+
+    Returns:
+        Static shared memory in bytes, by kernel.
+    """
+    bad: list[str] = []
+    static: dict[KernelSource, int] = {}
+
+    def check(source: KernelSource) -> None:
+        try:
+            compiled = compile_source(source, arch, nvrtc=compiler)
+        except CompilationError as error:
+            bad.append(f"{source.entry} {source.defines}: {error}")
+            return
+        # The ptxas of CUDA 12.6 serializes all of our wgmma (C7515): right, but slower.
+        found = problems(source, compiled, arch, serial=compiler.version < (13, 0))
+        bad.extend(f"{source.entry} {source.defines}: {problem}" for problem in found)
+        static[source] = compiled.shared_bytes or 0
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda source: list(problems(source, arch, compiler)), sources)
-        bad = [f"{s.entry} {s.defines}: {p}" for s, ps in zip(sources, found) for p in ps]
+        list(pool.map(check, sources))
     assert not bad, "\n".join(bad)
+    return static
 
 
 def sources_of(arch: int) -> list[KernelSource]:
@@ -83,7 +102,13 @@ def sources_of(arch: int) -> list[KernelSource]:
 def test_everything_compiles(arch, newest):
     if arch not in newest.archs:
         pytest.skip(f"NVRTC {newest.version} does not know sm_{arch}")
-    check_all(sources_of(arch), f"sm_{arch}", newest)
+    static = check_all(sources_of(arch), f"sm_{arch}", newest)
+    for target in for_arch(f"sm_{arch}"):
+        for dtype in DTYPES:
+            for config in gemm_4bit_config.every_config(dtype, target):
+                if not isinstance(config, gemm_4bit_config.GeneralConfig):
+                    taken = static[config.source(dtype)] + config.stages_bytes
+                    assert taken <= config.shared_memory <= target.shared_memory
 
 
 @pytest.mark.slow
@@ -105,25 +130,8 @@ extern "C" __global__ void __launch_bounds__(1024) bad(volatile float* x) {{
         check_all([KernelSource("bad.cuh", "bad", root=str(tmp_path))], "sm_80", newest)
 
 
-def hopper() -> Target:
-    return known("h100")
-
-
-def test_shared_memory_is_what_the_configuration_says(newest):
-    static: dict[KernelSource, int | None] = {}
-    for config in gemm_4bit_config.every_config(torch.bfloat16, hopper()):
-        if isinstance(config, gemm_4bit_config.GeneralConfig):
-            continue
-        source = config.source(torch.bfloat16)
-        if source not in static:
-            static[source] = compile_source(source, "sm_90", nvrtc=newest).shared_bytes
-        taken = static[source]
-        assert taken is not None
-        assert taken + config.stages_bytes <= config.shared_memory
-
-
 def test_tensor_maps_lie_at_a_multiple_of_64(newest):
-    config = gemm_4bit_config.choose(64, 4096, 4096, torch.bfloat16, 64, hopper())
+    config = gemm_4bit_config.choose(64, 4096, 4096, torch.bfloat16, 64, known("h100"))
     compiled = compile_source(config.source(torch.bfloat16), "sm_90", nvrtc=newest)
     assert compiled.parameters == "<120s56s128s"
     # Where parameters begin in constant memory, and how many bytes they are.

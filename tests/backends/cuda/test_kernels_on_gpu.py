@@ -75,6 +75,17 @@ def test_8bit_codec_is_the_reference(dtype, blocksize):
             assert same(out, dequantize_blockwise_torch(codes, absmax, code, blocksize, dtype))
 
 
+@pytest.mark.parametrize("blocksize", [64, 4096])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codecs_of_views_at_odd_addresses(dtype, blocksize):
+    x, code = inputs(30002, dtype)[1:], formats.create_dynamic_map().cuda()
+    assert x.data_ptr() % 16
+    expected = quantize_4bit_torch(x, blocksize, "fp4", torch.uint8)
+    assert all(map(same, CUDA.quantize_4bit(x, blocksize, "fp4", torch.uint8), expected))
+    expected = quantize_blockwise_torch(x, code, blocksize)
+    assert all(map(same, CUDA.quantize_blockwise(x, code, blocksize), expected))
+
+
 def test_views_at_odd_addresses():
     x = torch.randn(10001, device="cuda", dtype=torch.bfloat16)[1:]
     packed, absmax = CUDA.quantize_4bit(x, 64, "nf4", torch.uint8)

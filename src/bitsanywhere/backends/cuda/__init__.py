@@ -120,7 +120,7 @@ def sources_for_int8(
             found[quantizing.source(dtype)] = None
             config = int8_gemm_config.choose(m, n, k, target)
             if isinstance(config, int8_gemm_config.LibraryConfig):
-                found[int8_gemm_config.dequant_source(dtype)] = None
+                found[int8_gemm_config.DEQUANT] = None
             else:
                 found[config.source(dtype)] = None
     return list(found)

@@ -3,15 +3,17 @@
 // Lane l of a warp holds, for each of UNROLL vectors v, the 8 consecutive elements from
 // tile * TILE + v * 256 + l * 8 on: loads of 16 bytes (32 for float32), side by side. A block of
 // up to 256 elements is held by BLOCKSIZE / 8 neighbouring lanes of one vector; a larger one by all lanes
-// of BLOCKSIZE / 256 consecutive vectors.
+// of BLOCKSIZE / 256 consecutive vectors. BLOCKSIZE is at most TILE; a longer block is the tiles of `parts`
+// neighbouring warps. A tile that the tensor does not fill is taken element by element.
 #pragma once
-#include "convert.cuh"
+#include "threads.cuh"
 
 #define WARP_VECTOR 256
-#define LEAST_UNROLL (DTYPE == 0 ? 2 : 4)
-#define BLOCK_VECTORS (BLOCKSIZE > WARP_VECTOR ? BLOCKSIZE / WARP_VECTOR : 1)
-#define UNROLL (BLOCK_VECTORS > LEAST_UNROLL ? BLOCK_VECTORS : LEAST_UNROLL)
+#define UNROLL (DTYPE == 0 ? 2 : 4)
 #define TILE (UNROLL * WARP_VECTOR)
+#define BLOCK_VECTORS (BLOCKSIZE > WARP_VECTOR ? BLOCKSIZE / WARP_VECTOR : 1)
+// Whether `parts` may be more than 1.
+#define LONGEST (BLOCKSIZE == TILE)
 #define LANES (BLOCKSIZE < WARP_VECTOR ? BLOCKSIZE / 8 : 32)
 // Blocks of which a lane holds a part: block d in the vectors from d * BLOCK_VECTORS on.
 #define HELD (UNROLL / BLOCK_VECTORS)
@@ -31,31 +33,22 @@ INLINE float element(const Vector& v, int i) {
 #endif
 }
 
-// Eight elements of a tile from index first on; beyond `count` they are zero. whole: none is, and the
-// tile begins at a multiple of 16 bytes.
-INLINE Vector load_vector(const Element* tile, u32 first, u32 count, bool whole) {
+// Eight elements, at a multiple of 16 bytes.
+INLINE Vector load_vector(const Element* elements) {
   Vector v;
-  if (whole) {
-    const uint4* source = reinterpret_cast<const uint4*>(tile + first);
+  const uint4* source = reinterpret_cast<const uint4*>(elements);
 #pragma unroll
-    for (int i = 0; i < VECTOR_WORDS / 4; i++) {
-      uint4 part = __ldcs(source + i);
-      v.words[4 * i] = part.x, v.words[4 * i + 1] = part.y;
-      v.words[4 * i + 2] = part.z, v.words[4 * i + 3] = part.w;
-    }
-    return v;
-  }
-#pragma unroll
-  for (int i = 0; i < VECTOR_WORDS; i++) {
-#if DTYPE == 0
-    v.words[i] = first + i < count ? tile[first + i] : 0u;
-#else
-    u32 at = first + 2 * i;
-    u32 low = at < count ? tile[at] : 0u, high = at + 1 < count ? tile[at + 1] : 0u;
-    v.words[i] = low | high << 16;
-#endif
+  for (int i = 0; i < VECTOR_WORDS / 4; i++) {
+    uint4 part = __ldcs(source + i);
+    v.words[4 * i] = part.x, v.words[4 * i + 1] = part.y;
+    v.words[4 * i + 2] = part.z, v.words[4 * i + 3] = part.w;
   }
   return v;
+}
+
+INLINE void load_vectors(Vector (&vectors)[UNROLL], const Element* tile) {
+#pragma unroll
+  for (int v = 0; v < UNROLL; v++) vectors[v] = load_vector(tile + v * WARP_VECTOR + threadIdx.x % 32 * 8);
 }
 
 #define FULL 0xFFFFFFFFu
@@ -76,6 +69,7 @@ INLINE u32 larger(u32 a, u32 b) {
 }
 #endif
 
+// Of the lanes that hold a block.
 INLINE u32 larger_of_lanes(u32 x) {
 #pragma unroll
   for (int step = 1; step < LANES; step *= 2) x = larger(x, __shfl_xor_sync(FULL, x, step));
@@ -121,10 +115,9 @@ INLINE float reciprocal(float absmax) {
   return absmax > 0.0f ? fminf(__frcp_rn(absmax), 3.402823466e38f) : 0.0f;
 }
 
-// Stores the absmax of the blocks of a tile of `count` elements, each by the lane that has it.
-INLINE void store_absmax(float mine, float* absmax, u32 count, u32 lane, bool whole) {
-  u32 block = lane % LANES * (32 / LANES) + lane / LANES;
-  if (lane % LANES < HELD && (whole || block * BLOCKSIZE < count)) absmax[block] = mine;
+// Stores the absmax of the blocks of a tile, each by the lane that has it.
+INLINE void store_absmax(float mine, float* absmax, u32 lane) {
+  if (lane % LANES < HELD) absmax[lane % LANES * (32 / LANES) + lane / LANES] = mine;
 }
 
 // What scales block d of those that the lane holds parts of; mine: of the lane's own one.
@@ -144,5 +137,78 @@ INLINE void replace_unscaled(Vector& v, float& scale, float odd) {
     u32 high = (v.words[i] >> 16 & exponent) == exponent ? element : 0u;
     v.words[i] = low | high << 16;
 #endif
+  }
+}
+
+INLINE u32 largest_of_lanes(u32 x) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) x = max(x, __shfl_xor_sync(FULL, x, step));
+  return x;
+}
+
+// The largest of what the `parts` warps of a block hold, in all their lanes.
+INLINE float largest_of_warps(float mine, u32 parts, u32 lane, u32 turn) {
+  // By turns, so that no warp writes what another still reads.
+  __shared__ u32 maxima[2][32];
+  u32 warp = threadIdx.x / 32;
+  if (lane == 0) maxima[turn % 2][warp] = bits_of(mine);
+  sync_threads(warp / parts, parts * 32);
+  return float_of(largest_of_lanes(maxima[turn % 2][warp - warp % parts + lane % parts]));
+}
+
+// The absmax of `count` elements from `first` on.
+template <class Codec>
+INLINE float absmax_of(const Codec& codec, i64 first, u32 count, u32 lane) {
+  u32 largest = 0;
+#pragma unroll 1
+  for (u32 i = lane; i < count; i += 32) largest = max(largest, bits_of(codec.value(first + i)) & 0x7FFFFFFFu);
+  return float_of(largest_of_lanes(largest));
+}
+
+// One element scaled; where the scale is 0, as replace_unscaled has it.
+INLINE float scaled(float value, float scale, float odd) {
+  if (scale != 0.0f) return mul_rn(value, scale);
+  return (bits_of(value) & 0x7F800000u) == 0x7F800000u ? odd : 0.0f;
+}
+
+// Quantizes n elements. A Codec has
+//   float value(i64 i)                                       element i
+//   void load(Vector (&vectors)[UNROLL], i64 first)          the tile from there on
+//   void store(Vector& vector, float inverse, i64 first)     codes of 8 elements
+//   void store_some(i64 first, u32 count, float inverse)     codes of up to a block, by a warp
+// where `inverse` is that of the absmax.
+template <class Codec>
+INLINE void quantize_tiles(const Codec& codec, float* absmax, i64 n, u32 parts) {
+  if (!LONGEST) parts = 1;
+  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, turn = 0;
+  i64 base = ((i64)blockIdx.x * warps + warp) * TILE;
+  // Warps with parts of one block go on together.
+  for (; base - warp % parts * TILE < n; base += (i64)gridDim.x * warps * TILE, turn++) {
+    Vector vectors[UNROLL];
+    u32 count = (u32)max(min(n - base, (i64)TILE), (i64)0);
+    float mine = 0.0f;
+    if (count == TILE) {
+      codec.load(vectors, base);
+      mine = block_absmax(vectors, lane);
+    } else if (LONGEST) {
+      mine = absmax_of(codec, base, count, lane);
+    }
+    if (parts > 1) mine = largest_of_warps(mine, parts, lane, turn);
+    float* scales = absmax + base / (parts * BLOCKSIZE);
+    if (count == TILE) {
+      if (warp % parts == 0) store_absmax(mine, scales, lane);
+      mine = reciprocal(mine);
+#pragma unroll
+      for (int v = 0; v < UNROLL; v++)
+        codec.store(vectors[v], of_block(mine, v / BLOCK_VECTORS), base + v * WARP_VECTOR + lane * 8);
+      continue;
+    }
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += BLOCKSIZE) {
+      u32 some = min(count - first, (u32)BLOCKSIZE);
+      if (!LONGEST) mine = absmax_of(codec, base + first, some, lane);
+      if (lane == 0 && warp % parts == 0) scales[first / BLOCKSIZE] = mine;
+      codec.store_some(base + first, some, reciprocal(mine));
+    }
   }
 }

@@ -1,6 +1,6 @@
 // A scaled value to its 4-bit code, by one table look-up and one comparison.
 //
-// The format comes as macros: THRESHOLDS (15 ascending floats) and ORDER (codes by ascending
+// The formats come as macros: THRESHOLDS (15 ascending floats each) and ORDERS (codes by ascending
 // interval, four bits each). The interval of s is #{t : s > t}, NaN going last.
 //
 // [-1, 1] is cut into the buckets ((b - 17) / 16, (b - 16) / 16], so narrow that none holds two
@@ -18,12 +18,15 @@ struct alignas(8) Entry4 {
   u32 codes;
 };
 
-INLINE float threshold4(u32 i) {
-  const float thresholds[15] = {THRESHOLDS};
-  return thresholds[i];
+INLINE float threshold4(u32 format, u32 i) {
+  static constexpr float thresholds[][15] = {THRESHOLDS};
+  return thresholds[format][i];
 }
 
-INLINE u32 order4(u32 i) { return (u32)(ORDER >> 4 * i) & 15u; }
+INLINE u32 order4(u32 format, u32 i) {
+  static constexpr u64 orders[] = {ORDERS};
+  return (u32)(orders[format] >> 4 * i) & 15u;
+}
 
 // The bucket of a scaled value, which is not NaN, counted from FIRST_BUCKET: the bits of a float whose
 // last one is worth 1, so that its addition rounds up to whole numbers.
@@ -37,19 +40,25 @@ INLINE u32 bucket4(float s) {
 #endif
 }
 
-INLINE Entry4 entry4(u32 bucket) {
+INLINE Entry4 entry4(u32 bucket, u32 format) {
   Entry4 entry = {float_of(0x7F800000u), 0u};
   u32 below = 0;
+#pragma unroll 1
   for (u32 i = 0; i < 15; i++) {
-    float t = threshold4(i);
+    float t = threshold4(format, i);
     u32 at = bucket4(t);
     below += at < bucket + FIRST_BUCKET;
     bool inside = 16.0f * t < float_of(at) - 12582912.0f;
     if (at == bucket + FIRST_BUCKET && inside) entry.threshold = t;
   }
-  u32 low = order4(below), high = order4(below < 15u ? below + 1u : 15u);
+  u32 low = order4(format, below), high = order4(format, below < 15u ? below + 1u : 15u);
   entry.codes = low | (low ^ high) << 16;
   return entry;
+}
+
+// The code of s by the entry of its bucket.
+INLINE u32 code4(float s, const Entry4& entry) {
+  return (entry.codes ^ (s > entry.threshold ? entry.codes >> 16 : 0u)) & 15u;
 }
 
 // Eight codes on their way to a packed word.

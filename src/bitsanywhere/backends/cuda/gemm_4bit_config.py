@@ -310,6 +310,9 @@ def _tensor_config(
             config = _fitted(replace(base, **thin), target)
             if config is not None and 0.8 * target.sm_count <= _tiles(config, m, n):
                 return replace(config, grid=_grid(config, m, n, k, target.sm_count))
+        if m_tiles == 2 and n * k >= 1 << 27:
+            # Activations are read once for more weights.
+            wishes += [tall | {"row_tiles": 3}]
         wishes += [tall]
     if m_tiles == 1:
         wishes += [{"step_k": 512, "warps_k": 2}]

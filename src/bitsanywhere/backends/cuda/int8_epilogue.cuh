@@ -9,6 +9,9 @@
 
 typedef signed char i8;
 
+// Of result, bias and activations; or the result is the int32 sums themselves.
+enum Dtype : u32 { FLOAT32, FLOAT16, BFLOAT16, SUMS32 };
+
 // sums: for int8_dequant.cuh only. Outlier columns are those marked in mask, (k + 31) / 32 words, which
 // the last of gridDim.x blocks to read it clears again (arrivals is zero before and after); or, if mask is
 // null, the `count` ones in columns. codes_are_zero: in outlier columns.
@@ -18,15 +21,37 @@ struct Arguments {
   const int* sums;
   const float* scale_a;
   const float* scale_b;
-  const Element* bias;
-  Element* out;
-  const Element* activations;
+  const void* bias;
+  void* out;
+  const void* activations;
   u32* mask;
   u32* arrivals;
   const u32* columns;
   i64 m, n, k, stride_a;
-  u32 count, codes_are_zero;
+  u32 count, codes_are_zero, dtype;
 };
+
+// RESULT: for a kernel that is compiled for one of them.
+INLINE u32 dtype_of(const Arguments& args) {
+#ifdef RESULT
+  return RESULT;
+#else
+  return args.dtype;
+#endif
+}
+
+// Without branches, so that several loads are on their way at once.
+INLINE float element_of(const void* elements, i64 i, u32 dtype) {
+  bool whole = dtype == FLOAT32;
+  const u16* place = static_cast<const u16*>(elements) + (whole ? 2 * i + 1 : i);
+  u32 high = __ldg(place), low = __ldg(place - whole);
+  float half = half_to_float(high), other = float_of(high << 16 | (whole ? low : 0u));
+  return dtype == FLOAT16 ? half : other;
+}
+
+INLINE u32 pack_as(float low, float high, u32 dtype) {
+  return dtype == FLOAT16 ? pack_half(low, high) : pack_bf16(low, high);
+}
 
 #define OUTLIERS 16
 #define BATCH 4
@@ -35,7 +60,12 @@ struct Arguments {
 #define ROW_THREADS (TILE_N / COLUMNS)
 #define ROW_STEP (THREADS / ROW_THREADS)
 #define ROWS ((TILE_M + ROW_STEP - 1) / ROW_STEP)
+#ifdef RESULT
 #define GROUP (ROWS < 4 ? ROWS : 4)
+#else
+// More would take registers that the choice of a dtype needs.
+#define GROUP (ROWS < 2 ? ROWS : 2)
+#endif
 
 // The threads that do something together, and the barrier that they alone use.
 struct Team {
@@ -151,24 +181,33 @@ INLINE void stage_outliers(const Arguments& args, Outliers& shared, Columns& col
   stage_rows(shared.a, here, team, [&](u32 row, u32 c) {
     i64 m = min(first_m + row, args.m - 1);
     u32 column = shared.columns[c];
-    float value = to_float(__ldg(args.activations + m * args.k + column));
+    float value = element_of(args.activations, m * args.k + column, dtype_of(args));
     return args.codes_are_zero ? value : int8_residual(value, args.a[m * args.stride_a + column], args.scale_a[m]);
   });
 }
 
-// Up to COLUMNS consecutive elements of a row of the result.
-INLINE void store(Element* target, const float (&values)[COLUMNS], i64 count, bool whole) {
-  if (whole) {
-#if DTYPE == 0
-    *reinterpret_cast<float4*>(target) = make_float4(values[0], values[1], values[2], values[3]);
-#else
-    *reinterpret_cast<uint2*>(target) = make_uint2(pack_pair(values[0], values[1]), pack_pair(values[2], values[3]));
-#endif
+// Up to COLUMNS consecutive elements of a row of the result, from element number i on.
+INLINE void store(const Arguments& args, i64 i, const float (&values)[COLUMNS], i64 count, bool whole) {
+  if (dtype_of(args) == FLOAT32) {
+    float* target = static_cast<float*>(args.out) + i;
+    if (whole) {
+      *reinterpret_cast<float4*>(target) = make_float4(values[0], values[1], values[2], values[3]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < COLUMNS; j++)
+        if (j < count) target[j] = values[j];
+    }
     return;
   }
+  u16* target = static_cast<u16*>(args.out) + i;
+  u32 low = pack_as(values[0], values[1], dtype_of(args)), high = pack_as(values[2], values[3], dtype_of(args));
+  if (whole) {
+    *reinterpret_cast<uint2*>(target) = make_uint2(low, high);
+  } else {
 #pragma unroll
-  for (int i = 0; i < COLUMNS; i++)
-    if (i < count) target[i] = from_float(values[i]);
+    for (int j = 0; j < COLUMNS; j++)
+      if (j < count) target[j] = (u16)((j < 2 ? low : high) >> j % 2 * 16);
+  }
 }
 
 // The tile's part of the result, by threads 0 to THREADS - 1.
@@ -187,7 +226,7 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
   for (int i = 0; i < COLUMNS; i++) {
     if (n + i >= args.n) break;
     scale_b[i] = args.scale_b[n + i];
-    if (args.bias) bias[i] = to_float(args.bias[n + i]);
+    if (args.bias) bias[i] = element_of(args.bias, n + i, dtype_of(args));
   }
   u32 start = 0, end, count;
   do {
@@ -221,7 +260,7 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
           if (end == count) values[i] = add_rn(values[i], bias[i]);
         }
         if (end == count)
-          store(args.out + m * args.n + n, values, args.n - n, whole);
+          store(args, m * args.n + n, values, args.n - n, whole);
         else
           *place = make_int4(bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]));
       }
@@ -232,9 +271,10 @@ INLINE void finish_tile(const Arguments& args, i64 first_m, i64 first_n, int* su
 
 // As finish_tile, where the int32 sums are the result.
 INLINE void store_sums(const Arguments& args, i64 first_m, i64 first_n, const int* sums) {
+  int* out = static_cast<int*>(args.out);
   i64 n = first_n + threadIdx.x % ROW_THREADS * COLUMNS;
 #pragma unroll 1
   for (u32 row = threadIdx.x / ROW_THREADS; row < TILE_M && first_m + row < args.m; row += ROW_STEP)
     for (int i = 0; i < COLUMNS; i++)
-      if (n + i < args.n) args.out[(first_m + row) * args.n + n + i] = (Element)sums[row * SUM_STRIDE + n - first_n + i];
+      if (n + i < args.n) out[(first_m + row) * args.n + n + i] = sums[row * SUM_STRIDE + n - first_n + i];
 }

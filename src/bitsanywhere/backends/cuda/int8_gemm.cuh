@@ -180,26 +180,24 @@ INLINE void multiply_tiles(const Arguments& args, const Work& work, Sums& sums) 
 
 INLINE void finish_tiles(const Arguments& args, const Work& work, Sums& sums) {
   Team team{threadIdx.x, THREADS, 1};
-#if !RAW
   __shared__ __align__(16) Outliers outliers;
   Columns columns;
-#endif
   await_previous();
   u32 count = 0;
   for (Cursor now(work); now.tile < work.tiles; now.next_tile(work), count++) {
     u32 slot = count % 2;
-#if RAW
-    sums.full[slot].wait(count / 2);
-    store_sums(args, now.first_m, now.first_n, sums.of[slot]);
-#else
-    columns.leave = now.tile + gridDim.x >= work.tiles;
-    finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, [&](u32 start) {
-      team.sync();
-      stage_outliers(args, outliers, columns, now.first_m, now.first_n, start, team);
+    if (dtype_of(args) == SUMS32) {
       sums.full[slot].wait(count / 2);
-      team.sync();
-    });
-#endif
+      store_sums(args, now.first_m, now.first_n, sums.of[slot]);
+    } else {
+      columns.leave = now.tile + gridDim.x >= work.tiles;
+      finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, [&](u32 start) {
+        team.sync();
+        stage_outliers(args, outliers, columns, now.first_m, now.first_n, start, team);
+        sums.full[slot].wait(count / 2);
+        team.sync();
+      });
+    }
     team.sync();
     for (u32 i = threadIdx.x; i < TILE_M * SUM_STRIDE; i += THREADS) sums.of[slot][i] = 0;
     team.sync();

@@ -9,23 +9,23 @@ from typing import NamedTuple
 import torch
 
 from bitsanywhere.backends.cuda.int8_gemm_config import (
+    DEQUANT,
     RAW,
+    RESULTS,
     LibraryConfig,
     WgmmaConfig,
     choose,
     dequant_grid,
-    dequant_source,
     every_config,
 )
 from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
-from bitsanywhere.backends.cuda.parameters import DTYPES
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.targets import Target
 
 # struct Arguments of int8_epilogue.cuh.
-_ARGUMENTS = "<11Q4q2I"
+_ARGUMENTS = "<11Q4q3I4x"
 # What follows it in int8_wgmma.cuh: padding and two tensor maps.
-_WITH_MAPS = _ARGUMENTS + "48x128s128s"
+_WITH_MAPS = _ARGUMENTS + "40x128s128s"
 _DEQUANT_THREADS = 256
 
 
@@ -76,8 +76,8 @@ _NO_SCALES = Scales(0, 0, 0)
 
 def sources(target: Target) -> list[KernelSource]:
     """Every kernel that `multiply` and `dequantize` may ask for."""
-    found = {config.source(t) for config in every_config(target) for t in (*DTYPES, RAW)}
-    return sorted(found, key=repr) + [dequant_source(dtype) for dtype in DTYPES]
+    found = {config.source(dtype) for config in every_config(target) for dtype in RESULTS}
+    return [*sorted(found, key=repr), DEQUANT]
 
 
 @lru_cache(maxsize=4096)
@@ -98,8 +98,8 @@ def _plan(
 
 
 @lru_cache(maxsize=4096)
-def _dequant(index: int, m: int, n: int, dtype: torch.dtype) -> Callable[..., None]:
-    kernel = get_kernel(dequant_source(dtype), Target.of(torch.device("cuda", index)), index)
+def _dequant(index: int, m: int, n: int) -> Callable[..., None]:
+    kernel = get_kernel(DEQUANT, Target.of(torch.device("cuda", index)), index)
     return kernel.bind((dequant_grid(m, n),), _DEQUANT_THREADS, 0, _ARGUMENTS)
 
 
@@ -135,7 +135,7 @@ def multiply(
         )
     launch(
         current_stream(index), address, weights, 0, *scales, out.data_ptr(), *outliers[:4],
-        m, n, k, stride, *outliers[4:], *maps,
+        m, n, k, stride, *outliers[4:], RESULTS[out.dtype], *maps,
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def dequantize(
     m = sums.numel() // n
     index = sums.get_device()
     address, stride = (codes.address, codes.stride) if codes is not None else (0, 0)
-    _dequant(index, m, n, out.dtype)(
+    _dequant(index, m, n)(
         current_stream(index), address, weights, sums.data_ptr(), *scales, out.data_ptr(),
-        *outliers[:4], m, n, k, stride, *outliers[4:],
+        *outliers[:4], m, n, k, stride, *outliers[4:], RESULTS[out.dtype],
     )  # fmt: skip

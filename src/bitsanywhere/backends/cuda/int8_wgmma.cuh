@@ -24,7 +24,7 @@
 #include "int8_epilogue.cuh"
 
 // After Arguments, so that the tensor maps lie at a multiple of 64.
-#define PADDING 48
+#define PADDING 40
 struct Padding {
   char unused[PADDING];
 };
@@ -117,9 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, BLOCKS_A_SM)
 int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Padding padding,
            const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map) {
   __shared__ Pipeline pipeline;
-#if !RAW
   __shared__ __align__(16) Outliers outliers;
-#endif
   extern __shared__ uint4 dynamic[];
   char* stages = reinterpret_cast<char*>(dynamic);
   stages += (1024 - shared_address(stages) % 1024) % 1024;
@@ -139,8 +137,7 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
   if (warp >= THREADS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, (int)first_m, (int)first_n, steps);
-#if !RAW
-    if (warp > THREADS / 32) {
+    if (dtype_of(args) != SUMS32 && warp > THREADS / 32) {
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};
       Columns columns;
@@ -152,7 +149,6 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
         start += OUTLIERS;
       } while (start < columns.count);
     }
-#endif
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     int d[SUMS];
@@ -164,15 +160,15 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
 #pragma unroll
     for (int i = 0; i < SUMS; i += 2)
       *reinterpret_cast<int2*>(sums + (row + i / 2 % 2 * 8) * SUM_STRIDE + i / 4 * 8 + lane % 4 * 2) = make_int2(d[i], d[i + 1]);
-#if RAW
-    sync_threads(3, THREADS);
-    store_sums(args, first_m, first_n, sums);
-#else
+    if (dtype_of(args) == SUMS32) {
+      sync_threads(3, THREADS);
+      store_sums(args, first_m, first_n, sums);
+      return;
+    }
     finish_tile(args, first_m, first_n, sums, outliers, [](u32 start) {
       // With those who fetch the outliers: the last ones are done with; the next ones are there.
       if (start > 0) sync_threads(4, THREADS + 96);
       sync_threads(1, THREADS + 96);
     });
-#endif
   }
 }

@@ -60,6 +60,14 @@ struct Loader {
     width -= STEP_K;
   }
 
+  static INLINE void copy_weights(u8* target, const u8* source, bool valid = true) {
+    // On an H200 slower with more activations than one tile's.
+    if (M_TILES == 1)
+      copy_once(target, source, valid);
+    else
+      copy<16>(target, source, valid);
+  }
+
   INLINE void load_weights(const Arguments& args, Stage stage) const {
     u8* target = stage.weights() + weight_place(thread / PIECES) * WEIGHT_STRIDE + thread % PIECES * 16;
     const u8* source = weights;
@@ -67,14 +75,14 @@ struct Loader {
     if (rows == TILE_N && width >= STEP_K) {
 #pragma unroll 8
       for (int i = 0; i < TILE_N / PIECE_ROWS; i++, source += stride, target += PIECE_ROWS * WEIGHT_STRIDE)
-        copy<16>(target, source);
+        copy_weights(target, source);
       return;
     }
     bool inside = thread % PIECES * 32 < width;
 #pragma unroll 1
     for (u32 row = thread / PIECES; row < TILE_N; row += PIECE_ROWS) {
       bool valid = inside && row < rows;
-      copy<16>(target, valid ? source : args.weights, valid);
+      copy_weights(target, valid ? source : args.weights, valid);
       source += stride;
       target += PIECE_ROWS * WEIGHT_STRIDE;
     }

@@ -8,7 +8,7 @@ import torch
 
 from bitsanywhere.backends.cuda import quantize_blockwise
 from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, compile_many, current_stream
-from bitsanywhere.backends.cuda.parameters import aligned, grid_size
+from bitsanywhere.backends.cuda.parameters import aligned_copy, grid_size
 from bitsanywhere.backends.cuda.workspace import workspace
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
 from bitsanywhere.ops.nest_absmax import Nested
@@ -40,7 +40,7 @@ def _plan(index: int) -> tuple[LoadedKernel, LoadedKernel, quantize_blockwise.Co
 
 def run(absmax: torch.Tensor, code: torch.Tensor) -> Nested:
     """uint8 codes of absmax's shape, their float32 scales, and the mean as a scalar tensor."""
-    absmax, code = absmax.contiguous(), code.contiguous()
+    absmax, code = aligned_copy(absmax), code.contiguous()
     count = absmax.numel()
     codes = torch.empty(absmax.shape, dtype=torch.uint8, device=absmax.device)
     outer = absmax.new_empty(-(-count // NESTED_BLOCKSIZE))
@@ -51,13 +51,13 @@ def run(absmax: torch.Tensor, code: torch.Tensor) -> Nested:
     summing, centered, config = _plan(index)
     stream = current_stream(index)
     parts, _ = workspace(index, stream, 2 * _PARTS).addresses
-    x, out = absmax.data_ptr(), codes.data_ptr()
+    x = absmax.data_ptr()
     summing.launch((_PARTS,), 1024, 0, stream, (x, parts, count))
     work = -(-count // (config.tile * config.threads // 32))
     centered.launch(
         (grid_size(work, config.blocks),), config.threads, config.shared_memory, stream,
         (
-            x, code.data_ptr(), out, outer.data_ptr(), count, aligned(x, out), parts,
+            x, code.data_ptr(), codes.data_ptr(), outer.data_ptr(), count, config.parts, parts,
             offset.data_ptr(),
         ),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from bitsanywhere.backends.cuda.jit.driver import driver
-from bitsanywhere.formats import cached_tensor, codebook4
+from bitsanywhere.formats import FORMATS4, cached_tensor, codebook4
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 Defines = tuple[tuple[str, "str | int"], ...]
@@ -33,11 +33,17 @@ def _free_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @cache
-def codec4_macros(quant_type: str) -> Defines:
-    """What codec4.cuh wants to know of a format: THRESHOLDS, ORDER."""
-    format4 = codebook4(quant_type)
-    order = sum(code << 4 * i for i, code in enumerate(format4.order))
-    return ("THRESHOLDS", _floats(format4.thresholds)), ("ORDER", f"{order:#x}ull")
+def codec4_macros() -> Defines:
+    """What codec4.cuh wants to know of `FORMATS4`, in their order: THRESHOLDS, ORDERS."""
+    formats = [codebook4(quant_type) for quant_type in FORMATS4]
+    thresholds = ",".join(f"{{{_floats(each.thresholds)}}}" for each in formats)
+    orders = (sum(code << 4 * i for i, code in enumerate(each.order)) for each in formats)
+    return ("THRESHOLDS", thresholds), ("ORDERS", ",".join(f"{order:#x}ull" for order in orders))
+
+
+def tile_size(dtype: torch.dtype) -> int:
+    """TILE of blocks.cuh: elements that a warp takes at once, and the kernels' longest block."""
+    return 512 if dtype == torch.float32 else 1024
 
 
 def grid_size(work: int, most: int) -> int:
@@ -51,6 +57,12 @@ def aligned(*pointers: int) -> bool:
     for pointer in pointers:
         joined |= pointer
     return joined % 16 == 0
+
+
+def aligned_copy(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy of it that is contiguous and lies at a multiple of 16 bytes."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 def _floats(values: tuple[float, ...]) -> str:

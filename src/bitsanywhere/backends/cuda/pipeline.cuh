@@ -4,9 +4,7 @@
 // with it. From sm_80 on they are the hardware's mbarriers, on which asynchronous copies count
 // themselves; before, counters in shared memory.
 #pragma once
-#include "convert.cuh"
-
-INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+#include "threads.cuh"
 
 // Unsigned integers (vectors of them from 8 on) by size.
 template <int BYTES>
@@ -47,6 +45,19 @@ INLINE void copy(void* target, const void* source, bool valid = true) {
 #else
   typedef typename Unsigned<BYTES>::Type T;
   *reinterpret_cast<T*>(target) = valid ? *reinterpret_cast<const T*>(source) : T{};
+#endif
+}
+
+// As copy<16>, of data that is read once, and so need not stay in the second-level cache.
+INLINE void copy_once(void* target, const void* source, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(shared_address(target)),
+               "l"(source), "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+#else
+  copy<16>(target, source, valid);
 #endif
 }
 
@@ -136,9 +147,4 @@ INLINE void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   __syncthreads();
-}
-
-// A barrier of some of a block's threads; id 1 to 15.
-INLINE void sync_threads(u32 id, u32 threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -6,11 +6,9 @@
 #include "blocks.cuh"
 #include "codec4.cuh"
 
-INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
 #define COPIES 16
 // On an H100 five blocks hide the latency of memory better than four; elsewhere it costs spills.
-#define BLOCKS_A_SM (UNROLL == LEAST_UNROLL && __CUDA_ARCH__ == 900 ? 5 : 1)
+#define BLOCKS_A_SM (__CUDA_ARCH__ == 900 ? 5 : 1)
 
 // The table's entry for a bucket in shared memory.
 INLINE Entry4 look_up(u32 address) {
@@ -19,59 +17,58 @@ INLINE Entry4 look_up(u32 address) {
   return entry;
 }
 
-// A tile of `count` elements, and what is made of it. origin: where the entry of bucket 0 would lie if
-// buckets were counted from 0.
-template <bool WHOLE>
-INLINE void quantize_tile(const Element* tile, u8* packed, float* absmax, u32 count, u32 lane, u32 origin) {
-  Vector vectors[UNROLL];
-#pragma unroll
-  for (int v = 0; v < UNROLL; v++) vectors[v] = load_vector(tile, v * WARP_VECTOR + lane * 8, count, WHOLE);
-  float mine = block_absmax(vectors, lane);
-  store_absmax(mine, absmax, count, lane, WHOLE);
-  mine = reciprocal(mine);
-#pragma unroll
-  for (int v = 0; v < UNROLL; v++) {
-    float inverse = of_block(mine, v / BLOCK_VECTORS);
-    replace_unscaled(vectors[v], inverse, 1.0f);
+// The entry for a scaled value. origin: where that of bucket 0 would lie if buckets were counted from 0.
+INLINE Entry4 entry_of(float scaled, u32 origin) {
+  return look_up(bucket4(scaled) * (u32)(COPIES * sizeof(Entry4)) + origin);
+}
+
+struct Codec {
+  const Element* x;
+  u8* packed;
+  u32 origin;
+
+  INLINE float value(i64 i) const { return to_float(x[i]); }
+
+  INLINE void load(Vector (&vectors)[UNROLL], i64 first) const { load_vectors(vectors, x + first); }
+
+  INLINE void store(Vector& vector, float inverse, i64 first) const {
+    replace_unscaled(vector, inverse, 1.0f);
     Codes4 codes{};
 #pragma unroll
     for (int j = 7; j >= 0; j--) {
       int i = j ^ 1;
-      float scaled = mul_rn(element(vectors[v], i), inverse);
-      push4(codes, i, scaled, look_up(bucket4(scaled) * (u32)(COPIES * sizeof(Entry4)) + origin));
+      float scaled = mul_rn(element(vector, i), inverse);
+      push4(codes, i, scaled, entry_of(scaled, origin));
     }
-    u32 first = v * WARP_VECTOR + lane * 8, word = packed4(codes);
-    if (WHOLE) {
-      __stcs(reinterpret_cast<u32*>(packed + first / 2), word);
-    } else {
-      for (int i = 0; i < 4; i++)
-        if (first + 2 * i < count) packed[first / 2 + i] = (u8)(word >> 8 * i);
+    __stcs(reinterpret_cast<u32*>(packed + first / 2), packed4(codes));
+  }
+
+  // An odd element, the tensor's last, is followed by the code of zero.
+  INLINE void store_some(i64 first, u32 count, float inverse) const {
+#pragma unroll 1
+    for (u32 i = threadIdx.x % 32 * 2; i < count; i += 64) {
+      u32 codes[2];
+#pragma unroll
+      for (u32 j = 0; j < 2; j++) {
+        float s = i + j < count ? scaled(value(first + i + j), inverse, 1.0f) : 0.0f;
+        codes[j] = code4(s, entry_of(s, origin));
+      }
+      packed[(first + i) / 2] = (u8)(codes[0] << 4 | codes[1]);
     }
   }
-}
+};
 
+// parts: tiles of a block that is longer than one. format: its place in THRESHOLDS and ORDERS.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS_A_SM)
-quantize_4bit(const Element* __restrict__ x, u8* __restrict__ packed, float* __restrict__ absmax, i64 n,
-              int aligned) {
+quantize_4bit(const Element* __restrict__ x, u8* __restrict__ packed, float* __restrict__ absmax, i64 n, u32 parts,
+              u32 format) {
   __shared__ Entry4 table[BUCKETS * COPIES];
   for (u32 bucket = threadIdx.x; bucket < BUCKETS; bucket += blockDim.x) {
-    Entry4 entry = entry4(bucket);
+    Entry4 entry = entry4(bucket, format);
     // Each thread begins with another copy, and so with another bank.
     for (u32 i = 0; i < COPIES; i++) table[bucket * COPIES + (i + bucket) % COPIES] = entry;
   }
   __syncthreads();
-
-  u32 lane = threadIdx.x % 32;
-  u32 origin = shared_address(table) + (lane % COPIES - FIRST_BUCKET * COPIES) * (u32)sizeof(Entry4);
-  i64 tiles = (n + TILE - 1) / TILE;
-  i64 warps = (i64)gridDim.x * (blockDim.x / 32);
-  for (i64 tile = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; tile < tiles; tile += warps) {
-    u64 base = (u64)tile * TILE;
-    u32 count = (u32)min(n - (i64)base, (i64)TILE);
-    float* scales = absmax + base / BLOCKSIZE;
-    if (aligned && count == TILE)
-      quantize_tile<true>(x + base, packed + base / 2, scales, count, lane, origin);
-    else
-      quantize_tile<false>(x + base, packed + base / 2, scales, count, lane, origin);
-  }
+  u32 origin = shared_address(table) + (threadIdx.x % COPIES - FIRST_BUCKET * COPIES) * (u32)sizeof(Entry4);
+  quantize_tiles(Codec{x, packed, origin}, absmax, n, parts);
 }

@@ -50,81 +50,72 @@ INLINE u32 zero_code(const float* code) {
 
 #if CENTERED
 // The same in every warp.
-INLINE float mean_of(const double* parts, u32 lane, i64 n) {
-  double sum = parts[lane];
+INLINE float mean_of(const double* sums, u32 lane, i64 n) {
+  double sum = sums[lane];
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
   return (float)(sum / (double)n);
 }
-
-INLINE void subtract(Vector& v, float mean, u32 first, u32 count) {
-#pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (first + i < count) v.words[i] = bits_of(add_rn(float_of(v.words[i]), -mean));
-}
 #endif
 
-// A tile of `count` elements, and what is made of it. zero: the code of an exact zero.
-template <bool WHOLE>
-INLINE void quantize_tile(const Element* tile, u8* out, float* absmax, u32 count, u32 lane, const u8* table,
-                          u32 zero, float mean) {
-  Vector vectors[UNROLL];
-#pragma unroll
-  for (int v = 0; v < UNROLL; v++) vectors[v] = load_vector(tile, v * WARP_VECTOR + lane * 8, count, WHOLE);
+struct Codec {
+  const Element* x;
+  u8* out;
+  const u8* table;
+  // The code of an exact zero.
+  u32 zero;
+  float mean;
+
+  INLINE float value(i64 i) const {
+    float element = to_float(x[i]);
+    return CENTERED ? add_rn(element, -mean) : element;
+  }
+
+  INLINE void load(Vector (&vectors)[UNROLL], i64 first) const {
+    load_vectors(vectors, x + first);
 #if CENTERED
 #pragma unroll
-  for (int v = 0; v < UNROLL; v++) subtract(vectors[v], mean, v * WARP_VECTOR + lane * 8, count);
-#endif
-  float mine = block_absmax(vectors, lane);
-  store_absmax(mine, absmax, count, lane, WHOLE);
-  mine = reciprocal(mine);
+    for (int v = 0; v < UNROLL; v++)
 #pragma unroll
-  for (int v = 0; v < UNROLL; v++) {
-    float inverse = of_block(mine, v / BLOCK_VECTORS);
-    replace_unscaled(vectors[v], inverse, -1.0f);
+      for (int i = 0; i < 8; i++) vectors[v].words[i] = bits_of(add_rn(float_of(vectors[v].words[i]), -mean));
+#endif
+  }
+
+  INLINE u32 code(float scaled) const {
+    u32 found = table[grid_point(scaled)];
+    return scaled == 0.0f ? zero : found;
+  }
+
+  INLINE void store(Vector& vector, float inverse, i64 first) const {
+    replace_unscaled(vector, inverse, -1.0f);
     u32 words[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      float scaled = mul_rn(element(vectors[v], i), inverse);
-      u32 found = table[grid_point(scaled)];
-      words[i / 4] |= (scaled == 0.0f ? zero : found) << (i % 4 * 8);
-    }
-    u32 first = v * WARP_VECTOR + lane * 8;
-    if (WHOLE) {
-      __stcs(reinterpret_cast<uint2*>(out + first), make_uint2(words[0], words[1]));
-    } else {
-      for (int i = 0; i < 8; i++)
-        if (first + i < count) out[first + i] = (u8)(words[i / 4] >> (i % 4 * 8));
-    }
+    for (int i = 0; i < 8; i++) words[i / 4] |= code(mul_rn(element(vector, i), inverse)) << (i % 4 * 8);
+    __stcs(reinterpret_cast<uint2*>(out + first), make_uint2(words[0], words[1]));
   }
-}
 
+  INLINE void store_some(i64 first, u32 count, float inverse) const {
+#pragma unroll 1
+    for (u32 i = threadIdx.x % 32; i < count; i += 32)
+      out[first + i] = (u8)code(scaled(value(first + i), inverse, -1.0f));
+  }
+};
+
+// parts: tiles of a block that is longer than one.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 quantize_blockwise(const Element* __restrict__ x, const float* __restrict__ code, u8* __restrict__ out,
-                   float* __restrict__ absmax, i64 n, int aligned
+                   float* __restrict__ absmax, i64 n, u32 parts
 #if CENTERED
-                   , const double* __restrict__ parts, float* __restrict__ mean_out
+                   , const double* __restrict__ sums, float* __restrict__ mean_out
 #endif
 ) {
   extern __shared__ uint4 shared[];
   const u8* table = reinterpret_cast<const u8*>(shared);
   fill_table(code, shared);
-  u32 lane = threadIdx.x % 32, zero = zero_code(code);
   float mean = 0.0f;
 #if CENTERED
-  mean = mean_of(parts, lane, n);
+  mean = mean_of(sums, threadIdx.x % 32, n);
   if (blockIdx.x == 0 && threadIdx.x == 0) *mean_out = mean;
 #endif
-
-  i64 tiles = (n + TILE - 1) / TILE;
-  i64 warps = (i64)gridDim.x * (blockDim.x / 32);
-  for (i64 tile = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; tile < tiles; tile += warps) {
-    u64 base = (u64)tile * TILE;
-    u32 count = (u32)min(n - (i64)base, (i64)TILE);
-    float* scales = absmax + base / BLOCKSIZE;
-    if (aligned && count == TILE)
-      quantize_tile<true>(x + base, out + base, scales, count, lane, table, zero, mean);
-    else
-      quantize_tile<false>(x + base, out + base, scales, count, lane, table, zero, mean);
-  }
+  quantize_tiles(Codec{x, out, table, zero_code(code), mean}, absmax, n, parts);
 }
