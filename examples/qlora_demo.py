@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora.errors import DemoError
-from qlora.files import catch_interrupts, interrupted, sweep, write_text
+from qlora.files import catch_interrupts, check_model_folder, interrupted, sweep, write_text
 
 if TYPE_CHECKING:
     from qlora.pipeline import Settings
@@ -81,18 +81,17 @@ def prepare(arguments: argparse.Namespace) -> Settings:
     if arguments.steps < 1:
         raise DemoError(f"--steps {arguments.steps} is too few", "give 1 or more")
     check_packages()
+    if arguments.model is not None:
+        check_model_folder(arguments.model)
     from qlora.library import use_bitsanywhere
 
     library = use_bitsanywhere()
     import torch
     from qlora.pipeline import Settings
-    from qlora.training import check_model_folder
 
     there = torch.cuda.is_available()
     if arguments.device == "cuda" and not there:
         raise DemoError("torch finds no CUDA device", "use --device cpu, or install a CUDA torch")
-    if arguments.model is not None:
-        check_model_folder(arguments.model)
     for folder in (arguments.out, arguments.work):
         make_folder(folder)
     return Settings(

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .errors import DemoError
+
 _PARTIAL = ".partial-"
 
 
@@ -117,3 +119,15 @@ def sweep(folder: Path) -> list[str]:
                 path.unlink(missing_ok=True)
         removed.append(path.name)
     return removed
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise DemoError unless `folder` looks like a causal language model in safetensors."""
+    mend = "give a folder with config.json, tokenizer.json and *.safetensors with --model DIR"
+    if not folder.is_dir():
+        raise DemoError(f"there is no model folder {folder}", mend)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if not list(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise DemoError(f"{folder} is not a model folder: it has no {', '.join(missing)}", mend)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import merging
 from .evaluation import Scores, perplexity, sample_answer, score
-from .files import whole_folder
+from .files import check_model_folder, whole_folder
 from .gguf_to_hf import convert, find_gguf
 from .stages import Log, release
 from .syllogisms import Item, generate
-from .training import BATCH, build_trainer, check_model_folder, load_model, load_tokenizer
+from .training import BATCH, build_trainer, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 BATCH = 8
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise DemoError unless `folder` looks like a causal language model in safetensors."""
-    mend = "give a folder with config.json, tokenizer.json and *.safetensors with --model DIR"
-    if not folder.is_dir():
-        raise DemoError(f"there is no model folder {folder}", mend)
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if not list(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
-        raise DemoError(f"{folder} is not a model folder: it has no {', '.join(missing)}", mend)
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; DemoError if it has no chat template."""
     from transformers import AutoTokenizer

@@ -17,7 +17,7 @@ STORAGES = (torch.uint8, torch.bfloat16, torch.float32)
 
 def digest(tensor: torch.Tensor) -> str:
     flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(bytes(flat)).hexdigest()
+    return hashlib.sha256(flat.numpy()).hexdigest()
 
 
 def same_bits(got: torch.Tensor, expected: torch.Tensor) -> bool:
