@@ -118,6 +118,8 @@ class Nvrtc:
             # Since 12.9 NVRTC keeps a cache of its own where there is a driver: unchecked, and what
             # comes from it comes without the log of ptxas.
             private = ["--no-cache"] * (self.version >= (12, 9))
+            # Less of CUDA's own declarations, none of which kernels use: the same code, sooner.
+            private += ["--minimal"] * (self.version >= (12, 6))
             flags = [option.encode() for option in (*options, *private)]
             array = (ctypes.c_char_p * len(flags))(*flags)
             failed = self._library.nvrtcCompileProgram(program, len(flags), array)
