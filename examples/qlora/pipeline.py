@@ -17,7 +17,7 @@ from .files import check_model_folder, whole_folder
 from .gguf_to_hf import convert, find_gguf
 from .stages import Log, release
 from .syllogisms import Item, generate
-from .training import BATCH, build_trainer, load_model, load_tokenizer
+from .training import BATCH, build_trainer, compute_dtype, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -129,17 +129,18 @@ def _warm_up(folder: Path, device: str) -> None:
 
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    dtype = compute_dtype(device)
     layer = Linear4bit(
         256,
         128,
         bias=False,
-        compute_dtype=torch.bfloat16,
+        compute_dtype=dtype,
         quant_type="nf4",
         compress_statistics=True,
-    ).to(torch.bfloat16)
+    ).to(dtype)
     layer = layer.to(device)
     for rows in (1, 4, 64):
-        inputs = torch.ones(rows, 256, dtype=torch.bfloat16, device=device, requires_grad=True)
+        inputs = torch.ones(rows, 256, dtype=dtype, device=device, requires_grad=True)
         layer(inputs).sum().backward()
         with torch.inference_mode():
             layer.eval()(inputs)
@@ -236,7 +237,7 @@ def _merge(
         base = load_model(folder, settings.device, four_bit=True).dequantize()
         whole = merging.attach(base, settings.out / "adapter").merge_and_unload()
         with whole_folder(final) as temporary:
-            whole.save_pretrained(temporary)
+            whole.bfloat16().save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         written.append(final)
         del base, whole
@@ -260,7 +261,10 @@ def _merge(
 
 
 def model_bytes(model: torch.nn.Module, *, linear_only: bool = False) -> int:
-    """Bytes of all parameters, statistics of the 4-bit ones included; shared ones count once."""
+    """Bytes of all parameters, statistics of the 4-bit ones included; shared ones count once.
+
+    What is held in float32 for the arithmetic alone counts as bf16.
+    """
     import torch
 
     seen: dict[int, int] = {}
@@ -268,7 +272,8 @@ def model_bytes(model: torch.nn.Module, *, linear_only: bool = False) -> int:
         if linear_only and not isinstance(module, torch.nn.Linear):
             continue
         for parameter in module.parameters(recurse=False):
-            seen[parameter.data_ptr()] = parameter.nbytes + _state_bytes(parameter)
+            size = min(parameter.itemsize, 2) * parameter.numel()
+            seen[parameter.data_ptr()] = size + _state_bytes(parameter)
     if linear_only:
         tied = model.get_output_embeddings()
         seen.pop(tied.weight.data_ptr(), None)
@@ -300,6 +305,7 @@ def _machine(device: str) -> dict[str, Any]:
     import torch
 
     machine = {"device": device, "system": f"{platform.system()} {platform.machine()}"}
+    machine["arithmetic"] = str(compute_dtype(device)).removeprefix("torch.")
     if device == "cuda":
         machine["name"] = torch.cuda.get_device_name()
     else:

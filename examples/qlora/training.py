@@ -13,6 +13,7 @@ from .files import checkpoint
 from .syllogisms import Item
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
@@ -31,22 +32,36 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def compute_dtype(device: str) -> torch.dtype:
+    """bfloat16, or float32 on a processor that has no instructions for bfloat16: torch then takes
+    more than a minute for a training step."""
+    import torch
+
+    from bitsanywhere.validate.machine import arithmetic
+
+    return getattr(torch, arithmetic(device))
+
+
 def load_model(folder: Path, device: str, *, four_bit: bool) -> PreTrainedModel:
-    """The folder's model in bf16, or with its linear layers in NF4 with double quantization."""
+    """The folder's model in bf16, or with its linear layers in NF4 with double quantization.
+
+    What is bf16 is widened to `compute_dtype`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    dtype = compute_dtype(device)
     extra: dict[str, Any] = {}
     if four_bit:
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
         )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         device_map={"": torch.device(device)},
         local_files_only=True,
         **extra,
@@ -65,9 +80,10 @@ def build_trainer(
 ) -> SFTTrainer:
     """A ready SFTTrainer: LoRA of rank 16 on every linear layer, loss on the answers alone.
 
-    `model` may be 4-bit (QLoRA) or bf16; adapter weights are bf16 in both, so that a step of the
-    one differs from a step of the other in the frozen weights only. The trainer writes nothing,
-    not even into `scratch`. `trainer.model` is the PeftModel; `trainer.train()` trains it.
+    `model` may be 4-bit (QLoRA) or bf16; adapter weights have the dtype that both compute in, so
+    that a step of the one differs from a step of the other in the frozen weights only. The trainer
+    writes nothing, not even into `scratch`. `trainer.model` is the PeftModel; `trainer.train()`
+    trains it.
     """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -108,6 +124,10 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[_progress_callback(steps)],
     )
+    # trl rounds them to bfloat16, in which they would then be multiplied too.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(compute_dtype(model.device.type))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
