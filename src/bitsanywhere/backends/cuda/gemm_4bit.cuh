@@ -86,53 +86,49 @@ INLINE void multiply_step(Accumulators& acc, Stage stage, const char* table, u32
   const float* scales = stage.scales() + (warp * ROW_TILES * 16 + group) * SCALE_STRIDE + part * WARP_CHUNKS;
 #pragma unroll(CHUNK_UNROLL)
   for (int chunk = 0; chunk < WARP_CHUNKS; chunk++) {
-    u32 a[ROW_TILES][PRODUCTS][4];
+    uint4 b[M_TILES][PRODUCTS / 2];
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int j = 0; j < PRODUCTS / 2; j++)
+        b[m][j] = *reinterpret_cast<const uint4*>(activations + m * 8 * ACTIVATION_STRIDE + chunk * CHUNK * 2 + j * 16);
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
+      u32 a[PRODUCTS][4];
+      float scale[2];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const u8* source = weights + (r * 16 + half * 8) * WEIGHT_STRIDE + chunk * (CHUNK / 2);
 #if CHUNK == 64
         uint2 words = *reinterpret_cast<const uint2*>(source);
-        a[r][0][half] = decode_byte<0>(table, words.x, lane4);
-        a[r][0][half + 2] = decode_byte<1>(table, words.x, lane4);
-        a[r][1][half] = decode_byte<2>(table, words.x, lane4);
-        a[r][1][half + 2] = decode_byte<3>(table, words.x, lane4);
-        a[r][2][half] = decode_byte<0>(table, words.y, lane4);
-        a[r][2][half + 2] = decode_byte<1>(table, words.y, lane4);
-        a[r][3][half] = decode_byte<2>(table, words.y, lane4);
-        a[r][3][half + 2] = decode_byte<3>(table, words.y, lane4);
+        a[0][half] = decode_byte<0>(table, words.x, lane4);
+        a[0][half + 2] = decode_byte<1>(table, words.x, lane4);
+        a[1][half] = decode_byte<2>(table, words.x, lane4);
+        a[1][half + 2] = decode_byte<3>(table, words.x, lane4);
+        a[2][half] = decode_byte<0>(table, words.y, lane4);
+        a[2][half + 2] = decode_byte<1>(table, words.y, lane4);
+        a[3][half] = decode_byte<2>(table, words.y, lane4);
+        a[3][half + 2] = decode_byte<3>(table, words.y, lane4);
 #else
         u32 word = *reinterpret_cast<const u32*>(source);
-        a[r][0][half] = decode_byte<0>(table, word, lane4);
-        a[r][0][half + 2] = decode_byte<1>(table, word, lane4);
-        a[r][1][half] = decode_byte<2>(table, word, lane4);
-        a[r][1][half + 2] = decode_byte<3>(table, word, lane4);
+        a[0][half] = decode_byte<0>(table, word, lane4);
+        a[0][half + 2] = decode_byte<1>(table, word, lane4);
+        a[1][half] = decode_byte<2>(table, word, lane4);
+        a[1][half + 2] = decode_byte<3>(table, word, lane4);
 #endif
+        scale[half] = scales[(r * 16 + half * 8) * SCALE_STRIDE + chunk];
       }
-    }
-    float scale[ROW_TILES][2];
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++) {
-      scale[r][0] = scales[r * 16 * SCALE_STRIDE + chunk];
-      scale[r][1] = scales[(r * 16 + 8) * SCALE_STRIDE + chunk];
-    }
+      for (int m = 0; m < M_TILES; m++) {
+        float sums[4] = {};
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
-      float sums[ROW_TILES][4] = {};
-#pragma unroll
-      for (int j = 0; j < PRODUCTS; j += 2) {
-        uint4 b = *reinterpret_cast<const uint4*>(activations + m * 8 * ACTIVATION_STRIDE + chunk * CHUNK * 2 + j * 8);
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-          multiply(sums[r], a[r][j], b.x, b.y);
-          multiply(sums[r], a[r][j + 1], b.z, b.w);
+        for (int j = 0; j < PRODUCTS / 2; j++) {
+          multiply(sums, a[2 * j], b[m][j].x, b[m][j].y);
+          multiply(sums, a[2 * j + 1], b[m][j].z, b[m][j].w);
         }
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[r][m][i] += sums[i] * scale[i / 2];
       }
-#pragma unroll
-      for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) acc[r][m][i] += sums[r][i] * scale[r][i / 2];
     }
   }
 }

@@ -243,8 +243,8 @@ def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
     shapes = [
         (m, n, k)
         for m in (1, 8, 16, 32, 64, 128, 256)
-        for n in (4096, 32768, 32 * target.sm_count, 64 * target.sm_count, 128 * target.sm_count)
-        for k in (4096, 4128, 8192, 8224, 1000, 999)
+        for n in (4096, 32768, *(rows * target.sm_count for rows in (32, 64, 96, 128, 224)))
+        for k in (4096, 4128, 8192, 8224, 11008, 32768, 1000, 999)
     ]
     configs = [
         choose(*shape, dtype, 64, target, nested=nested)
@@ -300,19 +300,26 @@ def _tensor_config(
     wishes: list[dict[str, int]] = []
     # Chunks of 32 are rare, and not worth kernels of their own for each shape.
     if m_tiles <= 2 and chunk == 64 and target.shared_memory >= 160 * 1024:
-        large = n * k >= 1 << 25
+        large, huge = n * k >= 1 << 25, n * k >= 1 << 27
         tall: dict[str, int] = {"row_tiles": 2, "warps": 4, "warps_k": 2, "table_stride": 256}
+        thin = tall | {"warps": 2, "warps_k": 4, "step_k": 512}
         if m_tiles == 1 and large:
             # Nested scales keep more producers busy.
             tall |= {"step_k": 512, "producers": 4 if nested else 2}
-        thin = {"warps": 2, "warps_k": 4, "step_k": 512, "table_stride": 256}
+        even = [tall]
         if m == 1 and not large and not nested:
-            config = _fitted(replace(base, **thin), target)
-            if config is not None and 0.8 * target.sm_count <= _tiles(config, m, n):
-                return replace(config, grid=_grid(config, m, n, k, target.sm_count))
-        if m_tiles == 2 and n * k >= 1 << 27:
+            even = [thin | {"row_tiles": 1}, tall]
+        if m_tiles == 2 and huge:
             # Activations are read once for more weights.
-            wishes += [tall | {"row_tiles": 3}]
+            even = [tall | {"row_tiles": 7, "warps": 2, "producers": 2}]
+            tall |= {"row_tiles": 3}
+        elif not huge:
+            even += [thin | {"row_tiles": 3}, thin]
+        for wish in even:
+            config = _fitted(replace(base, **wish), target)
+            grid = config and _even_grid(config, m, n, k, target.sm_count)
+            if config and grid and (wish is tall or config.stages > 2):
+                return replace(config, grid=grid)
         wishes += [tall]
     if m_tiles == 1:
         wishes += [{"step_k": 512, "warps_k": 2}]
@@ -353,9 +360,11 @@ def _tiles(config: TensorConfig | WgmmaConfig, m: int, n: int) -> int:
     return -(-n // config.tile_n) * -(-m // config.tile_m)
 
 
-def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int) -> int:
-    """At most `blocks`; so many that a block has a tile of its own, that whole groups of blocks
-    share one or that a block has several whole ones, where that wastes few blocks."""
+def _even_grid(
+    config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int
+) -> int | None:
+    """At most `blocks`, so many that a block has a tile of its own, that whole groups of blocks
+    share one, or that a block has several whole ones; None if that wastes too many blocks."""
     tiles, steps = _tiles(config, m, n), -(-k // config.step_k)
     sharers, rounds = blocks // tiles, -(-tiles // blocks)
     if (
@@ -366,4 +375,10 @@ def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: in
         return tiles * sharers
     if tiles % rounds == 0 and tiles // rounds >= 0.95 * blocks:
         return tiles // rounds
-    return min(tiles * steps, blocks)
+    return None
+
+
+def _grid(config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int) -> int:
+    """An even one, or else all blocks, which share the steps of all tiles."""
+    tiles, steps = _tiles(config, m, n), -(-k // config.step_k)
+    return _even_grid(config, m, n, k, blocks) or min(tiles * steps, blocks)

@@ -184,6 +184,7 @@ gemm_4bit_wgmma(Arguments args, const __grid_constant__ Padding padding, const _
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   if (__shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0) >= WARPS_N) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+    if (threadIdx.x == CONSUMERS) fetch_map(activations);
     produce(args, work, pipeline, stages, [&](u32 thread, const Step& step, Stage stage, Barrier& full) {
       if (thread != 0) return;
       expect_bytes(full, TILE_M * STEP_K * 2);

@@ -1,4 +1,4 @@
-// int32 sums of an int8 product, from memory, to the result (see int8_epilogue.cuh).
+// int32 sums of an int8 product, from memory, to the result (see int8_factors.cuh).
 #define TILE_M 32
 #define TILE_N 128
 #define SUM_STRIDE TILE_N
@@ -25,12 +25,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) int8_dequant(Arguments 
       for (int i = 0; i < COLUMNS; i++) target[i] = n + i < args.n ? source[i] : 0;
     }
   }
-  __shared__ __align__(16) Outliers outliers;
+  __shared__ __align__(16) Factors factors;
   Team team{threadIdx.x, THREADS, 0};
   Columns columns;
-  finish_tile(args, first_m, first_n, tile, outliers, [&](u32 start) {
+  finish_tile(args, first_m, first_n, tile, factors, [&](u32 start) {
     team.sync();
-    stage_outliers(args, outliers, columns, first_m, first_n, start, team);
+    stage_factors(args, factors, columns, first_m, first_n, start, team);
     team.sync();
   });
 }

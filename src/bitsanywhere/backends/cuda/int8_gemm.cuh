@@ -180,7 +180,7 @@ INLINE void multiply_tiles(const Arguments& args, const Work& work, Sums& sums) 
 
 INLINE void finish_tiles(const Arguments& args, const Work& work, Sums& sums) {
   Team team{threadIdx.x, THREADS, 1};
-  __shared__ __align__(16) Outliers outliers;
+  __shared__ __align__(16) Factors factors;
   Columns columns;
   await_previous();
   u32 count = 0;
@@ -191,9 +191,9 @@ INLINE void finish_tiles(const Arguments& args, const Work& work, Sums& sums) {
       store_sums(args, now.first_m, now.first_n, sums.of[slot]);
     } else {
       columns.leave = now.tile + gridDim.x >= work.tiles;
-      finish_tile(args, now.first_m, now.first_n, sums.of[slot], outliers, [&](u32 start) {
+      finish_tile(args, now.first_m, now.first_n, sums.of[slot], factors, [&](u32 start) {
         team.sync();
-        stage_outliers(args, outliers, columns, now.first_m, now.first_n, start, team);
+        stage_factors(args, factors, columns, now.first_m, now.first_n, start, team);
         sums.full[slot].wait(count / 2);
         team.sync();
       });

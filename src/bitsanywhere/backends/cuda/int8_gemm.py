@@ -22,7 +22,7 @@ from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_ker
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.targets import Target
 
-# struct Arguments of int8_epilogue.cuh.
+# struct Arguments of int8_factors.cuh.
 _ARGUMENTS = "<11Q4q3I4x"
 # What follows it in int8_wgmma.cuh: padding and two tensor maps.
 _WITH_MAPS = _ARGUMENTS + "40x128s128s"

@@ -12,12 +12,13 @@ from bitsanywhere.targets import Target
 
 # Stands for the sums themselves, where a dtype of the result is asked for.
 RAW = torch.int32
-# enum Dtype of int8_epilogue.cuh.
+# enum Dtype of int8_factors.cuh.
 RESULTS = {**DTYPES, RAW: 3}
 # Of int8_wgmma.cuh: warpgroups, weight rows of a tile, stages, and blocks that a multiprocessor
 # holds; larger tiles first.
 _WGMMA = (
-    (4, 128, 4, 1), (4, 112, 4, 1), (2, 128, 6, 1), (2, 64, 8, 1), (1, 64, 4, 2), (1, 32, 12, 1),
+    (4, 128, 4, 1), (4, 112, 4, 1), (2, 128, 6, 1), (2, 112, 6, 1), (2, 64, 8, 1), (1, 64, 4, 2),
+    (1, 64, 8, 1), (1, 32, 12, 1),
 )  # fmt: skip
 # So much dynamic shared memory that no two blocks share a multiprocessor.
 _MORE_THAN_HALF = 114 * 1024
@@ -114,7 +115,8 @@ class WgmmaConfig:
     @property
     def shared_memory(self) -> int:
         """All shared memory of a block."""
-        return self.dynamic_bytes + 64 * (self.tile_m + self.tile_n) + 16 * self.stages + 192
+        factors = 68 * self.tile_m + 72 * self.tile_n
+        return self.dynamic_bytes + factors + 16 * self.stages + 192
 
     def source(self, dtype: torch.dtype) -> KernelSource:
         """The kernel for a dtype of the result, which takes its last steps faster so."""
@@ -174,12 +176,16 @@ def _wgmma_config(m: int, n: int, target: Target) -> WgmmaConfig:
         return -(-m // (64 * warpgroups)) * -(-n // tile_n)
 
     def time(tile: tuple[int, int, int, int]) -> int:
-        """Of the multiprocessor with the most tiles, in proportion: fetching takes longest."""
+        """Of the multiprocessor with the most tiles, about in proportion: bytes to fetch."""
         warpgroups, tile_n, _, _ = tile
         return -(-blocks(warpgroups, tile_n) // target.sm_count) * (64 * warpgroups + tile_n)
 
-    # None of which a whole warpgroup would idle.
-    tiles = [tile for tile in _WGMMA if 64 * (tile[0] - 1) < m]
+    # None of which a whole warpgroup would idle, or meant for two blocks where there is one.
+    tiles = [
+        tile
+        for tile in _WGMMA
+        if 64 * (tile[0] - 1) < m and (tile[3] == 1 or blocks(*tile[:2]) > target.sm_count)
+    ]
     warpgroups, tile_n, stages, blocks_a_sm = min(tiles, key=time)
     grid = blocks(warpgroups, tile_n)
     return WgmmaConfig(

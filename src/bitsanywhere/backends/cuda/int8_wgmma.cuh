@@ -2,7 +2,7 @@
 //
 // A thread block owns TILE_M rows of a by TILE_N rows of b. Of one warpgroup, one thread keeps up to
 // STAGES steps of STEP_K codes under way and three warps fetch outlier columns meanwhile; each of the
-// others multiplies 64 rows of a. The sums go through shared memory to int8_epilogue.cuh.
+// others multiplies 64 rows of a, and makes the result of the sums in its registers (math: int8_factors.cuh).
 #define TILE_M (64 * WARPGROUPS)
 #define THREADS (128 * WARPGROUPS)
 #define STEP_K 128
@@ -10,8 +10,12 @@
 #define B_BYTES (TILE_N * STEP_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
 #define SUMS (TILE_N / 2)
-// Of 32-bit words; rows of sums begin in different banks.
-#define SUM_STRIDE (TILE_N + 8)
+// Of an element of the result, which is RESULT.
+#define OUT_BYTES (RESULT == 1 || RESULT == 2 ? 2 : 4)
+// Of a tile's rows in shared memory, such that they begin in different banks.
+#define ROW_BYTES (OUT_BYTES * (TILE_N + 8))
+// 16 bytes each, of a tile's row.
+#define OUT_PIECES (OUT_BYTES * TILE_N / 16)
 // Registers of a thread, out of an SM's 65536: at the start equally many for all, in eights.
 #define START_REGISTERS (65536 / BLOCKS_A_SM / (THREADS + 128) / 8 * 8)
 #define PRODUCER_REGISTERS 64
@@ -21,7 +25,7 @@
 #include "overlap.cuh"
 #include "tensor_map.cuh"
 
-#include "int8_epilogue.cuh"
+#include "int8_factors.cuh"
 
 // After Arguments, so that the tensor maps lie at a multiple of 64.
 #define PADDING 40
@@ -72,6 +76,7 @@ struct Pipeline {
 INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages, int first_m,
                     int first_n, int steps) {
   int early = min(steps, STAGES);
+  fetch_map(a_map);
 #pragma unroll 1
   for (int step = 0; step < early; step++) {
     expect_bytes(pipeline.full[step], STAGE_BYTES);
@@ -113,11 +118,88 @@ INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps)
   for (int i = 0; i < SUMS; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+// In place of the sums, as bits, the results but for the bias.
+//
+// stage(start): once it has returned, what stage_factors brings is in `factors`.
+template <typename Stage>
+INLINE void finish_sums(int (&d)[SUMS], const Factors& factors, Stage stage) {
+  u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+  stage(0);
+  float scale_a[2] = {factors.scale_a[row], factors.scale_a[row + 8]};
+#pragma unroll
+  for (int i = 0; i < SUMS; i++)
+    d[i] = bits_of(int8_scaled(d[i], scale_a[i / 2 % 2], factors.scale_b[i / 4 * 8 + column + i % 2]));
+  u32 count = factors.count;
+#pragma unroll 1
+  for (u32 start = 0; start < count; start += OUTLIERS) {
+    if (start > 0) stage(start);
+    u32 here = min(count - start, OUTLIERS);
+#pragma unroll
+    for (int j = 0; j < TILE_N / 8; j++) {
+      float extra[4] = {};
+#pragma unroll 2
+      for (u32 c = 0; c < here; c++) {
+        float low = factors.a[c][row], high = factors.a[c][row + 8];
+        float2 b = *reinterpret_cast<const float2*>(&factors.b[c][j * 8 + column]);
+        extra[0] += low * b.x, extra[1] += low * b.y, extra[2] += high * b.x, extra[3] += high * b.y;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        d[j * 4 + i] =
+            bits_of(int8_with_outliers(float_of(d[j * 4 + i]), extra[i], factors.scale_b[j * 8 + column + i % 2]));
+    }
+  }
+}
+
+// The warp's 16 rows of the result, through its part of shared memory, so that whole rows are written.
+INLINE void store_rows(const Arguments& args, const int (&d)[SUMS], const Factors& factors, char* tile, int first_m,
+                       int first_n) {
+  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  char* rows = tile + warp * 16 * ROW_BYTES;
+  char* place = rows + lane / 4 * ROW_BYTES + lane % 4 * 2 * OUT_BYTES;
+#pragma unroll
+  for (int i = 0; i < SUMS; i += 2) {
+    char* target = place + i / 2 % 2 * 8 * ROW_BYTES + i / 4 * 8 * OUT_BYTES;
+    if (RESULT == SUMS32) {
+      *reinterpret_cast<int2*>(target) = make_int2(d[i], d[i + 1]);
+      continue;
+    }
+    float2 bias = *reinterpret_cast<const float2*>(factors.bias + i / 4 * 8 + lane % 4 * 2);
+    float low = add_rn(float_of(d[i]), bias.x), high = add_rn(float_of(d[i + 1]), bias.y);
+    if (OUT_BYTES == 2)
+      *reinterpret_cast<u32*>(target) = pack_as(low, high, RESULT);
+    else
+      *reinterpret_cast<float2*>(target) = make_float2(low, high);
+  }
+  __syncwarp();
+  char* out = static_cast<char*>(args.out);
+  bool aligned = args.n * OUT_BYTES % 16 == 0;
+#pragma unroll 8
+  for (u32 i = lane; i < 16 * OUT_PIECES; i += 32) {
+    u32 row = i / OUT_PIECES, byte = i % OUT_PIECES * 16;
+    i64 m = first_m + (int)(warp * 16 + row), n = first_n + (int)(byte / OUT_BYTES);
+    if (m >= args.m) break;
+    const char* source = rows + row * ROW_BYTES + byte;
+    char* target = out + (m * args.n + n) * OUT_BYTES;
+    if (aligned) {
+      if (n < args.n) *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
+    } else {
+#pragma unroll 1
+      for (u32 e = 0; e < 16 / OUT_BYTES && n + e < args.n; e++) {
+        if (OUT_BYTES == 2)
+          reinterpret_cast<u16*>(target)[e] = reinterpret_cast<const u16*>(source)[e];
+        else
+          reinterpret_cast<u32*>(target)[e] = reinterpret_cast<const u32*>(source)[e];
+      }
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS + 128, BLOCKS_A_SM)
 int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Padding padding,
            const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map) {
   __shared__ Pipeline pipeline;
-  __shared__ __align__(16) Outliers outliers;
+  __shared__ __align__(16) Factors factors;
   extern __shared__ uint4 dynamic[];
   char* stages = reinterpret_cast<char*>(dynamic);
   stages += (1024 - shared_address(stages) % 1024) % 1024;
@@ -129,22 +211,22 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     }
   }
   publish_barriers();
-  i64 m_tiles = (args.m + TILE_M - 1) / TILE_M;
-  i64 first_m = blockIdx.x % m_tiles * TILE_M, first_n = blockIdx.x / m_tiles * TILE_N;
+  u32 m_tiles = (u32)((args.m + TILE_M - 1) / TILE_M);
+  int first_m = (int)(blockIdx.x % m_tiles * TILE_M), first_n = (int)(blockIdx.x / m_tiles * TILE_N);
   int steps = (int)((args.k + STEP_K - 1) / STEP_K);
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   u32 warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   if (warp >= THREADS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, (int)first_m, (int)first_n, steps);
-    if (dtype_of(args) != SUMS32 && warp > THREADS / 32) {
+    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, first_m, first_n, steps);
+    if (RESULT != SUMS32 && warp > THREADS / 32) {
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};
       Columns columns;
       u32 start = 0;
       do {
         if (start > 0) sync_threads(4, THREADS + 96);
-        stage_outliers(args, outliers, columns, first_m, first_n, start, team);
+        stage_factors(args, factors, columns, first_m, first_n, start, team);
         asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
         start += OUTLIERS;
       } while (start < columns.count);
@@ -153,22 +235,14 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     int d[SUMS];
     consume(d, pipeline, stages, steps);
+    if (RESULT != SUMS32)
+      finish_sums(d, factors, [](u32 start) {
+        // With those who fetch the factors: the last ones are done with; the next ones are there.
+        if (start > 0) sync_threads(4, THREADS + 96);
+        sync_threads(1, THREADS + 96);
+      });
     // The stages are read no more.
     sync_threads(3, THREADS);
-    int* sums = reinterpret_cast<int*>(stages);
-    u32 lane = threadIdx.x % 32, row = warp * 16 + lane / 4;
-#pragma unroll
-    for (int i = 0; i < SUMS; i += 2)
-      *reinterpret_cast<int2*>(sums + (row + i / 2 % 2 * 8) * SUM_STRIDE + i / 4 * 8 + lane % 4 * 2) = make_int2(d[i], d[i + 1]);
-    if (dtype_of(args) == SUMS32) {
-      sync_threads(3, THREADS);
-      store_sums(args, first_m, first_n, sums);
-      return;
-    }
-    finish_tile(args, first_m, first_n, sums, outliers, [](u32 start) {
-      // With those who fetch the outliers: the last ones are done with; the next ones are there.
-      if (start > 0) sync_threads(4, THREADS + 96);
-      sync_threads(1, THREADS + 96);
-    });
+    store_rows(args, d, factors, stages, first_m, first_n);
   }
 }

@@ -9,6 +9,9 @@ struct TensorMap {
   u64 opaque[16];
 };
 
+// Fetches the description itself, so that boxes which are fetched later need not wait for it.
+INLINE void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // Arrives at the barrier, whose phase now also waits for so many bytes.
 INLINE void expect_bytes(Barrier& barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier.state)), "r"(bytes)
