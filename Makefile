@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NVRTC126 := .venvs/nvrtc126
 SUPPORT := src/bitsanywhere/arch/support.json
 
-.PHONY: demo test slow-test check docs matrix gpu-test bench format wheel clean
+.PHONY: demo test slow-test check docs matrix gpu-test sanitize bench format wheel clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/python examples/qlora_demo.py
@@ -37,6 +37,16 @@ matrix: $(VENV)/test.done
 
 gpu-test:
 	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+# Every kind of kernel once, each tensor in an allocation of its own.
+SANITIZED := gemm_against and 200x320 and bfloat16 \
+	or golden_4bit and nf4_bfloat16 and 128x257 or golden_8bit and bfloat16 and 33x65 \
+	or linear_against and 600 and float16 or scaled_products and 130 and float16 \
+	or test_golden and (Adam or Lion or LAMB or SGD)
+
+sanitize:
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
+		$(PYTHON) -m pytest -m gpu -k "$(SANITIZED)" $(ARGS) tests/gpu
 
 bench: $(VENV)/test.done
 	$(BIN)/python -m benchmarks.run

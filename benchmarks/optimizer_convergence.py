@@ -67,6 +67,8 @@ def main() -> None:
     content = {"environment": facts, "start": start, **sizes, "last": last(options)}
     content |= {"arithmetic": arithmetic(options.device), "allowed": ALLOWED, "results": found}
     file = f"optimizer_convergence_{start}_{options.device}"
+    if options.optimizers != parser.get_default("optimizers"):
+        file += "_" + options.optimizers.lower().replace(",", "_")
     for name in options.optimizers.split(","):
         pairs = []
         for seed in tqdm(range(options.seeds), desc=name, unit="pair"):

@@ -63,10 +63,16 @@ def test_gemm_against_float64(case):
     assert ((out.double() - expected).norm() / scale).item() < case.tolerance
 
 
-@pytest.mark.parametrize("m", [1, 8, 16, 64, 128, 512])
+# The last rows of a weight are fewer than a tile's, whichever tile an H200 is given.
+LARGE = [(m, 4096, 4096) for m in (1, 8, 16, 64, 128, 512)] + [
+    (m, n, k) for m in (1, 8, 16) for n, k in ((10999, 4096), (4090, 11008))
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [*LARGE, (16, 28601, 8192)])
 @pytest.mark.parametrize("nested", [False, True])
-def test_large_gemm_against_float64(m, nested):
-    case = Gemm(m, 4096, 4096, nested=nested, bias=True)
+def test_large_gemm_against_float64(m, n, k, nested):
+    case = Gemm(m, n, k, nested=nested, bias=True)
     x, codes, state, bias = operands(case)
     assert error(run(case, x, codes, state, bias), expected64(x, codes, state, bias)) < 8e-3
 

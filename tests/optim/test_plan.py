@@ -1,118 +1,21 @@
-"""Steps by plan: alike to the last bit with steps without, and what a plan must notice.
-
-CPU tensors have no plans. Here they have: the ops' references stand for a backend that finds all
-tensors at the addresses it was given, as a GPU's would.
-"""
+"""Steps by plan: alike to the last bit with steps without, and what a plan must notice."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import weakref
 
 import pytest
 import torch
 
-from bitsanywhere import ops, optim
+from bitsanywhere import ops
 from bitsanywhere.errors import BitsAnywhereError, DtypeError, InvalidArgumentError
-from bitsanywhere.ops import registry
 from bitsanywhere.optim import plan
+from tests.optim.pairs import SHAPES, Pair
 
 NAMES = ("optimizer_update_32bit_multi", "optimizer_update_8bit_blockwise_multi")
-SHAPES = ((20, 20), (11,), (3, 150), (0, 5), (20, 20))
-
-
-def at(address: int, like: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor that lies there."""
-    if not like.numel():
-        return torch.empty(like, dtype=dtype)
-    raw = (ctypes.c_char * (like.numel() * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(raw, dtype=dtype).view(like)
-
-
-@pytest.fixture
-def launches(monkeypatch) -> list[int]:
-    """How many parameters each launch by plan had."""
-    seen: list[int] = []
-
-    def backend_kernel(op):
-        def bind(device, name, p, *columns):
-            assert all(x.device == device for x in p)
-            looks = [[(x.data_ptr(), x.shape, x.dtype) for x in c] for c in (p, *columns)]
-
-            def launch(g, *rest):
-                seen.append(len(g))
-                tensors = [[at(*look) for look in column] for column in looks]
-                grads = [at(a, look[1], look[2]) for a, look in zip(g, looks[0], strict=True)]
-                op.without_grad(name, grads, *tensors, *rest)
-
-            return launch
-
-        return registry.Kernel(run=op.without_grad, why_not=lambda *args: None, bind=bind)
-
-    kernels = {name: backend_kernel(getattr(ops, name)) for name in NAMES}
-    monkeypatch.setattr(registry, "load_backend", lambda device: (kernels, None))
-    return seen
-
-
-@pytest.fixture(autouse=True)
-def manager():
-    manager = optim.GlobalOptimManager.get_instance()
-    manager.initialize()
-    yield manager
-    manager.initialize()
-
-
-class Pair:
-    """An optimizer with plans and its twin without, which take the same steps."""
-
-    def __init__(self, launches, name="AdamW8bit", dtype=torch.float32, shapes=SHAPES, **settings):
-        self.launches, self.generator = launches, torch.Generator().manual_seed(1)
-        start = [torch.randn(s, generator=self.generator).to(dtype) for s in shapes]
-        self.params = [[torch.nn.Parameter(x.clone()) for x in start] for _ in range(2)]
-        settings = {"lr": 1e-2, "min_8bit_size": 300, **settings}
-        self.optimizers = [getattr(optim, name)(self.split(p), **settings) for p in self.params]
-
-    def split(self, params):
-        """Two groups."""
-        return [{"params": params[:3]}, {"params": params[3:], "weight_decay": 0.5}]
-
-    def both(self, change) -> None:
-        """Does something to the optimizer and its parameters, twice."""
-        for optimizer, params in zip(self.optimizers, self.params, strict=True):
-            change(optimizer, params)
-
-    def new_gradients(self, without=()) -> None:
-        for i, (p, q) in enumerate(zip(*self.params, strict=True)):
-            g = torch.randn(p.shape, generator=self.generator).to(p.dtype)
-            p.grad, q.grad = (None, None) if i in without else (g, g.clone())
-
-    def step(self, without=()) -> bool:
-        """One step of both, whose results must be the same; whether it went by plan."""
-        self.new_gradients(without)
-        return self.go()
-
-    def go(self) -> bool:
-        self.optimizers[1]._planner.forget()
-        self.optimizers[1]._planner._waited = -10
-        before = len(self.launches)
-        self.optimizers[0].step()
-        by_plan = len(self.launches) > before
-        self.optimizers[1].step()
-        for p, q in zip(*self.params, strict=True):
-            assert torch.equal(p, q)
-            mine, other = (o.state.get(x, {}) for o, x in zip(self.optimizers, (p, q)))
-            assert mine.keys() == other.keys()
-            for key, value in mine.items():
-                same = torch.equal if isinstance(value, torch.Tensor) else int.__eq__
-                assert same(value, other[key]), key
-        return by_plan
-
-    def steady(self) -> Pair:
-        """After as many steps as a plan takes."""
-        assert [self.step() for _ in range(4)] == [False, False, True, True]
-        return self
+pytestmark = pytest.mark.usefixtures("manager")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -215,117 +118,6 @@ def test_an_override_counts_from_the_next_reading_on(launches, manager):
     before = pair.params[0][0].detach().clone()
     assert [pair.step() for _ in range(3)] == [False, False, True]
     assert torch.equal(pair.params[0][0], before)
-
-
-def replaced(state):
-    state["state1"] = state["state1"].clone()
-
-
-def replaced_absmax(state):
-    state["absmax2"] = state["absmax2"] * 2
-
-
-def moved(state):
-    state["state2"].data = state["state2"].data.clone()
-
-
-def other_map(state):
-    state["qmap1"] = state["qmap1"] / 2
-
-
-def another_dict(state):
-    state.update(copy.deepcopy(dict(state)))
-
-
-def other_step(state):
-    state["step"] += 1
-
-
-@pytest.mark.parametrize(
-    "change", [replaced, replaced_absmax, moved, other_map, another_dict, other_step]
-)
-def test_a_states_tensor_is_replaced(launches, change):
-    pair = Pair(launches).steady()
-    pair.both(lambda o, params: change(o.state[params[0]]))
-    assert [pair.step() for _ in range(3)] == [False, False, True]
-
-
-def test_a_state_is_dropped(launches):
-    pair = Pair(launches).steady()
-    pair.both(lambda o, params: o.state.pop(params[0]))
-    assert not pair.step()
-    assert pair.optimizers[0].state[pair.params[0][0]]["step"] == 1
-    pair.both(lambda o, params: o.state[params[1]].pop("state1"))
-    assert not pair.step()
-
-
-def test_states_are_swapped(launches):
-    pair = Pair(launches).steady()
-
-    def change(optimizer, params):
-        a, b = (optimizer.state.pop(params[i]) for i in (0, 4))
-        optimizer.state[params[4]], optimizer.state[params[0]] = a, b
-
-    pair.both(change)
-    assert not pair.step()
-
-
-def test_a_state_dict_is_loaded(launches):
-    pair = Pair(launches).steady()
-    saved = [copy.deepcopy(o.state_dict()) for o in pair.optimizers]
-    assert pair.step()
-    for optimizer, state_dict in zip(pair.optimizers, saved, strict=True):
-        optimizer.load_state_dict(state_dict)
-    assert [pair.step() for _ in range(3)] == [False, False, True]
-    assert pair.optimizers[0].state[pair.params[0][0]]["step"] == 7
-
-
-def test_copies_make_plans_of_their_own(launches):
-    pair = Pair(launches).steady()
-    twin = copy.deepcopy(pair.optimizers[0])
-    before = [p.detach().clone() for p in pair.params[0]]
-    for _ in range(4):
-        for group in twin.param_groups:
-            for p in group["params"]:
-                p.grad = torch.ones_like(p)
-        twin.step()
-    assert all(map(torch.equal, pair.params[0], before))
-    assert pair.step()
-
-
-def new_memory(p):
-    p.data = p.data.clone()
-
-
-def transposed(p):
-    p.data = p.data.t()
-
-
-def requires_no_grad(p):
-    p.requires_grad_(False)
-
-
-@pytest.mark.parametrize("change", [new_memory, transposed, requires_no_grad])
-def test_a_parameter_changes(launches, change):
-    pair = Pair(launches).steady()
-    pair.both(lambda o, params: change(params[0]))
-    assert not pair.step()
-
-
-@pytest.mark.parametrize("which", ["parameter", "gradient"])
-def test_what_is_not_contiguous_never_goes_by_plan(launches, which):
-    pair = Pair(launches, shapes=((20, 30),))
-    for _ in range(4):
-        if which == "parameter":
-            pair.both(
-                lambda o, params: setattr(params[0], "data", params[0].data.t().contiguous().t())
-            )
-        pair.new_gradients()
-        if which == "gradient":
-            pair.both(
-                lambda o, params: setattr(params[0], "grad", params[0].grad.t().contiguous().t())
-            )
-        assert not pair.go()
 
 
 def sparse(p):

@@ -26,7 +26,8 @@ SHAPES = [
     for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 5000)
     for n, k in (
         (1, 32), (16, 64), (100, 999), (512, 1000), (999, 4096), (4096, 4096), (4096, 4128),
-        (4096, 11008), (8448, 4096), (16896, 4096), (28672, 8192), (28672, 8224), (152064, 8192),
+        (4096, 11008), (11008, 4096), (6144, 4096), (8448, 4096), (16896, 4096), (28672, 8192),
+        (28672, 8224), (4480, 32768), (152064, 8192),
     )
 ]  # fmt: skip
 
@@ -70,6 +71,24 @@ def test_tensor_cores_wherever_they_can_serve():
     assert isinstance(choose(1, 4096, 4096, torch.bfloat16, 64, known("orin-nano")), TensorConfig)
     assert isinstance(choose(1, 4096, 4096, torch.float32, 64, known("h100")), GeneralConfig)
     assert isinstance(choose(64, 28672, 8192, torch.bfloat16, 64, known("h100")), WgmmaConfig)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tile", "blocks_a_tile"),
+    [
+        (1, 4096, 4096, 32, 1),
+        (8, 4096, 4096, 128, 4),
+        (8, 4096, 11008, 64, 2),
+        (8, 11008, 4096, 96, 1),
+        (8, 14336, 4096, 128, 1),
+        (16, 28672, 8192, 224, 1),
+    ],
+)
+def test_tiles_that_an_h200_measured_best(m, n, k, tile, blocks_a_tile):
+    config = choose(m, n, k, torch.bfloat16, 64, known("h100"))
+    assert isinstance(config, TensorConfig)
+    assert config.tile_n == tile
+    assert config.grid == -(-n // tile) * blocks_a_tile
 
 
 def test_an_unaligned_weight_is_read_bytewise():

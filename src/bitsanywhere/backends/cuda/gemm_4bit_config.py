@@ -314,7 +314,9 @@ def _tensor_config(
             even = [tall | {"row_tiles": 7, "warps": 2, "producers": 2}]
             tall |= {"row_tiles": 3}
         elif not huge:
-            even += [thin | {"row_tiles": 3}, thin]
+            even += [thin | {"row_tiles": 3}]
+            if not nested or m_tiles == 1:
+                even += [thin]
         for wish in even:
             config = _fitted(replace(base, **wish), target)
             grid = config and _even_grid(config, m, n, k, target.sm_count)
