@@ -3,16 +3,12 @@
 #include "int8_factors.cuh"
 
 #define COLUMNS 4
-// A thread's share of a tile: COLUMNS columns of every ROW_STEP-th row, GROUP rows at a time.
+// A thread's share of a tile: COLUMNS columns of every ROW_STEP-th row, GROUP rows at a time; more would take
+// registers that the choice of a dtype needs.
 #define ROW_THREADS (TILE_N / COLUMNS)
 #define ROW_STEP (THREADS / ROW_THREADS)
 #define ROWS ((TILE_M + ROW_STEP - 1) / ROW_STEP)
-#ifdef RESULT
-#define GROUP (ROWS < 4 ? ROWS : 4)
-#else
-// More would take registers that the choice of a dtype needs.
 #define GROUP (ROWS < 2 ? ROWS : 2)
-#endif
 
 // Up to COLUMNS consecutive elements of a row of the result, from element number i on.
 INLINE void store(const Arguments& args, i64 i, const float (&values)[COLUMNS], i64 count, bool whole) {

@@ -1,8 +1,8 @@
 // int8 products on Hopper (sm_90a): wgmma, both operands from shared memory, brought by TMA.
 //
 // A thread block owns TILE_M rows of a by TILE_N rows of b. Of one warpgroup, one thread keeps up to
-// STAGES steps of STEP_K codes under way and three warps fetch outlier columns meanwhile; each of the
-// others multiplies 64 rows of a, and makes the result of the sums in its registers (math: int8_factors.cuh).
+// STAGES steps of STEP_K codes under way and three warps fetch scales and outlier columns meanwhile; each
+// of the others multiplies 64 rows of a and makes the result in its registers (math: int8_factors.cuh).
 #define TILE_M (64 * WARPGROUPS)
 #define THREADS (128 * WARPGROUPS)
 #define STEP_K 128
@@ -11,7 +11,7 @@
 #define STAGE_BYTES (A_BYTES + B_BYTES)
 #define SUMS (TILE_N / 2)
 // Of an element of the result, which is RESULT.
-#define OUT_BYTES (RESULT == 1 || RESULT == 2 ? 2 : 4)
+#define OUT_BYTES (RESULT == FLOAT16 || RESULT == BFLOAT16 ? 2 : 4)
 // Of a tile's rows in shared memory, such that they begin in different banks.
 #define ROW_BYTES (OUT_BYTES * (TILE_N + 8))
 // 16 bytes each, of a tile's row.
