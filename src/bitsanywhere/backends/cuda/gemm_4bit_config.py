@@ -291,7 +291,11 @@ def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaCo
 def _tensor_config(
     m: int, n: int, k: int, chunk: int, target: Target, nested: bool
 ) -> TensorConfig:
-    """The first wish that fits the chip's shared memory, with as many stages as do."""
+    """The first wish that fits the chip's shared memory, with as many stages as do.
+
+    For few batch rows those come first whose tiles all blocks get whole ones of, or equal shares:
+    on an H200 that was up to a fifth faster than shares that begin and end anywhere.
+    """
     m_tiles = 1 if m <= 8 else 2 if m <= 16 and chunk == 64 else 4 if m <= 32 or chunk == 32 else 8
     base = TensorConfig(
         m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
@@ -317,6 +321,7 @@ def _tensor_config(
             even += [thin | {"row_tiles": 3}]
             if not nested or m_tiles == 1:
                 even += [thin]
+        # The first tiles that come out even; others than the tall ones with a long pipeline only.
         for wish in even:
             config = _fitted(replace(base, **wish), target)
             grid = config and _even_grid(config, m, n, k, target.sm_count)
