@@ -38,7 +38,7 @@ matrix: $(VENV)/test.done
 gpu-test:
 	$(PYTHON) -m pytest -m gpu $(ARGS)
 
-# Every kind of kernel once, each tensor in an allocation of its own.
+# Codecs, products on tensor cores and optimizers, each tensor in an allocation of its own.
 SANITIZED := gemm_against and 200x320 and bfloat16 \
 	or golden_4bit and nf4_bfloat16 and 128x257 or golden_8bit and bfloat16 and 33x65 \
 	or linear_against and 600 and float16 or scaled_products and 130 and float16 \

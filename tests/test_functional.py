@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 
 from bitsanywhere import functional as F
 from bitsanywhere.errors import DtypeError, InvalidArgumentError
+from tests.golden.condense import digest
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def gaussian(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -24,7 +24,8 @@ KINDS = ("4bit", "8bit_blockwise")
 
 def digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's bytes; shape and dtype are compared apart."""
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy()).hexdigest()
 
 
 def normalized(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import product
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 from benchmarks.cases import BLOCKSIZES, CODEC_SHAPES, DTYPES
 from bitsanywhere import functional as F
 from bitsanywhere import ops
+from tests.golden.condense import digest
 
 STORAGES = (torch.uint8, torch.bfloat16, torch.float32)
-
-
-def digest(tensor: torch.Tensor) -> str:
-    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy()).hexdigest()
 
 
 def same_bits(got: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -84,11 +84,17 @@ def test_tensor_cores_wherever_they_can_serve():
         (16, 28672, 8192, 224, 1),
     ],
 )
-def test_tiles_that_an_h200_measured_best(m, n, k, tile, blocks_a_tile):
+def test_tiles_come_out_even_where_some_do(m, n, k, tile, blocks_a_tile):
     config = choose(m, n, k, torch.bfloat16, 64, known("h100"))
     assert isinstance(config, TensorConfig)
     assert config.tile_n == tile
     assert config.grid == -(-n // tile) * blocks_a_tile
+
+
+def test_even_tiles_are_not_exchanged_for_others():
+    config = choose(8, 4096, 11008, torch.bfloat16, 64, known("orin-nano"))
+    assert isinstance(config, TensorConfig)
+    assert (config.tile_n, config.grid) == (128, 8)
 
 
 def test_an_unaligned_weight_is_read_bytewise():

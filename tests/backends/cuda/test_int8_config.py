@@ -93,7 +93,7 @@ def test_what_serves_whom():
         (2048, 14336, (256, 128), False),
     ],
 )
-def test_tiles_that_an_h200_measured_best(m, n, tile, spread):
+def test_tiles_of_common_shapes(m, n, tile, spread):
     config = choose(m, n, 4096, known("h100"))
     assert isinstance(config, WgmmaConfig)
     assert (config.tile_m, config.tile_n) == tile
