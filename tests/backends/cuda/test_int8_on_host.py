@@ -24,6 +24,12 @@ void codes(const float* in, const float* absmax, signed char* out, long m, long 
   for (long i = 0; i < m * k; i++)
     out[i] = (signed char)int8_code(in[i], int8_inverse(absmax[i / k]));
 }
+// 99 where int8_code_plain does not do.
+void plain_codes(const float* in, float absmax, signed char* out, long k) {
+  float inverse = int8_inverse(absmax);
+  for (long i = 0; i < k; i++)
+    out[i] = int8_is_plain(inverse) ? (signed char)int8_code_plain(in[i], inverse) : 99;
+}
 void products(const int* sums, const float* a, const float* b, float* out, long m, long n) {
   for (long i = 0; i < m * n; i++) out[i] = int8_scaled(sums[i], a[i / n], b[i % n]);
 }
@@ -62,6 +68,26 @@ def test_codes_equal_the_reference(host):
     got = torch.full_like(expected, 99)
     host.codes(address(x), address(absmax), address(got), ctypes.c_long(206), ctypes.c_long(300))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("absmax", [6e-8, 1e-3, 1.0, 3.7, 65504.0])
+def test_plain_codes_equal_the_reference_for_every_float16(host, absmax):
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    x = x[x.abs() <= absmax].contiguous()
+    row = torch.cat([x, torch.tensor([absmax])])[None]
+    expected, _, _ = int8_vectorwise_quant_torch(row, 0.0)
+    got = torch.full_like(expected, 99)
+    host.plain_codes(
+        address(row), ctypes.c_float(absmax), address(got), ctypes.c_long(row.numel())
+    )
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("absmax", [0.0, 1e-40, float("inf"), float("nan")])
+def test_rows_whose_inverse_is_no_number_are_not_plain(host, absmax):
+    row, got = torch.zeros(1), torch.zeros(1, dtype=torch.int8)
+    host.plain_codes(address(row), ctypes.c_float(absmax), address(got), ctypes.c_long(1))
+    assert got.item() == 99
 
 
 def test_scaled_sums_equal_the_reference(host):

@@ -26,6 +26,13 @@ INLINE u32 int8_code(float x, float inverse) {
   return (u32)code & 255u;
 }
 
+// Whether int8_code_plain does for all elements of a row.
+INLINE bool int8_is_plain(float inverse) { return inverse > 0.0f && inverse <= 3.402823466e38f; }
+
+// x * inverse as a code in the lowest byte, if it is finite and no larger than 127.5: the sum's lowest bits
+// are those of the nearest integer.
+INLINE u32 int8_code_plain(float x, float inverse) { return bits_of(add_rn(mul_rn(x, inverse), 12582912.0f)); }
+
 // An element of a product from the sum of its products of codes (ops/int8_mm_dequant.py).
 INLINE float int8_scaled(int sum, float scale_a, float scale_b) {
   return mul_rn(mul_rn((float)sum, mul_rn(scale_a, scale_b)), 1.0f / (127.0f * 127.0f));

@@ -19,10 +19,33 @@ struct Arguments {
   int aligned;
 };
 
-// The bits of a vector's largest magnitude below the threshold, NaN counting as larger than
-// infinity; marks outliers.
+// The bits of a vector's largest magnitude, NaN counting as larger than infinity.
+INLINE u32 largest_magnitude(const Vector& v) {
+  u32 largest = 0;
+#if DTYPE == 0
+#pragma unroll
+  for (int i = 0; i < VECTOR_WORDS; i++) largest = max(largest, v.words[i] & 0x7FFFFFFFu);
+  return largest;
+#else
+  // In the upper halves of words.
+#pragma unroll
+  for (int i = 0; i < VECTOR_WORDS; i++)
+    largest = max(largest, max(v.words[i] << 16 & 0x7FFF0000u, v.words[i] & 0x7FFF0000u));
+  return bits_of(to_float((Element)(largest >> 16)));
+#endif
+}
+
+// Whether a vector with this largest magnitude may hold outliers.
+INLINE bool may_hold_outliers(const Arguments& args, u32 largest) {
+  return args.threshold == args.threshold && !(float_of(largest) < args.threshold);
+}
+
+// The same of those below the threshold; marks outliers.
 INLINE u32 vector_absmax(const Arguments& args, const Vector& v, i64 first) {
-  u32 largest = 0, outliers = 0;
+  u32 largest = largest_magnitude(v);
+  if (!may_hold_outliers(args, largest)) return largest;
+  largest = 0;
+  u32 outliers = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     bool outlier = fabsf(v[i]) >= args.threshold;
@@ -59,14 +82,23 @@ INLINE u32 block_max(u32 x) {
 INLINE void write_codes(const Arguments& args, const Vector& v, signed char* codes, i64 first, float inverse) {
   if (first >= args.code_width) return;
   u32 words[2] = {0, 0};
+  if (int8_is_plain(inverse) && !may_hold_outliers(args, largest_magnitude(v))) {
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (!(fabsf(v[i]) >= args.threshold)) words[i / 4] |= int8_code(v[i], inverse) << (i % 4 * 8);
+    for (int i = 0; i < 8; i += 4) {
+      u32 low = __byte_perm(int8_code_plain(v[i], inverse), int8_code_plain(v[i + 1], inverse), 0x0040);
+      u32 high = __byte_perm(int8_code_plain(v[i + 2], inverse), int8_code_plain(v[i + 3], inverse), 0x0040);
+      words[i / 4] = __byte_perm(low, high, 0x5410);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (!(fabsf(v[i]) >= args.threshold)) words[i / 4] |= int8_code(v[i], inverse) << (i % 4 * 8);
+  }
   store_codes(codes + first, words[0], words[1], args.code_width - first, VECTORS || args.code_stride % 8 == 0);
 }
 
-// Two blocks leave 64 registers, where float32 rows on sm_75 spill.
-#if DTYPE == 0 && __CUDA_ARCH__ < 800
+// Two blocks leave 64 registers, where float32 rows spill.
+#if DTYPE == 0
 #define BLOCKS_A_SM 1
 #else
 #define BLOCKS_A_SM 2

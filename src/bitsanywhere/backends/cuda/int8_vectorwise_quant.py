@@ -49,7 +49,7 @@ def choose(m: int, k: int, whole: bool, target: Target) -> Config:
         whole: k is a multiple of 8, and rows begin at multiples of 16 bytes.
     """
     vectors = -(-k // 8)
-    each = 1 if m <= target.sm_count and vectors <= _MOST_THREADS else 4
+    each = 1 if m <= 2 * target.sm_count and vectors <= _MOST_THREADS else 4
     threads = min(_MOST_THREADS, max(64, -(-vectors // (32 * each)) * 32))
     if not whole or vectors > each * threads:
         each = 0

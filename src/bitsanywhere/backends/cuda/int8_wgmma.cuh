@@ -10,6 +10,8 @@
 #define B_BYTES (TILE_N * STEP_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
 #define SUMS (TILE_N / 2)
+// Steps whose weights are fetched first. With more, the first activations would wait behind them.
+#define EARLY 2
 // Of an element of the result, which is RESULT.
 #define OUT_BYTES (RESULT == FLOAT16 || RESULT == BFLOAT16 ? 2 : 4)
 // Of a tile's rows in shared memory, such that they begin in different banks.
@@ -71,32 +73,60 @@ struct Pipeline {
   Barrier full[STAGES], empty[STAGES];
 };
 
-// Weights are fetched before the activations are there, if the launch overlaps with the kernel that quantizes
-// them.
-INLINE void produce(const TensorMap& a_map, const TensorMap& b_map, Pipeline& pipeline, char* stages, int first_m,
-                    int first_n, int steps) {
-  int early = min(steps, STAGES);
-  fetch_map(a_map);
-#pragma unroll 1
-  for (int step = 0; step < early; step++) {
-    expect_bytes(pipeline.full[step], STAGE_BYTES);
-    fetch_box(b_map, stages + step * STAGE_BYTES + A_BYTES, pipeline.full[step], step * STEP_K, first_n);
+// The thread that fetches both operands. Of the first EARLY steps, weights before all else: the kernel that
+// quantizes the activations may still be running, if the launch overlaps with it.
+struct Producer {
+  const TensorMap& a_map;
+  const TensorMap& b_map;
+  Pipeline& pipeline;
+  char* stages;
+  int first_m, first_n, steps;
+  // No other block reads these weights.
+  bool once;
+
+  INLINE void fetch_weights(u32 slot, int step) const {
+    Barrier& full = pipeline.full[slot];
+    char* target = stages + slot * STAGE_BYTES + A_BYTES;
+    expect_bytes(full, STAGE_BYTES);
+    if (once)
+      fetch_box_once(b_map, target, full, step * STEP_K, first_n);
+    else
+      fetch_box(b_map, target, full, step * STEP_K, first_n);
   }
-  await_previous();
-#pragma unroll 1
-  for (int step = 0; step < early; step++)
-    fetch_box(a_map, stages + step * STAGE_BYTES, pipeline.full[step], step * STEP_K, first_m);
-  u32 slot = 0, phase = 0;
-#pragma unroll 1
-  for (int step = STAGES; step < steps; step++) {
-    pipeline.empty[slot].wait(phase);
-    char* stage = stages + slot * STAGE_BYTES;
-    expect_bytes(pipeline.full[slot], STAGE_BYTES);
-    fetch_box(b_map, stage + A_BYTES, pipeline.full[slot], step * STEP_K, first_n);
-    fetch_box(a_map, stage, pipeline.full[slot], step * STEP_K, first_m);
-    if (++slot == STAGES) slot = 0, phase++;
+
+  INLINE void fetch_activations(u32 slot, int step) const {
+    fetch_box(a_map, stages + slot * STAGE_BYTES, pipeline.full[slot], step * STEP_K, first_m);
   }
-}
+
+  INLINE void begin() const {
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) {
+      pipeline.full[i].init(1);
+      pipeline.empty[i].init(THREADS / 32);
+    }
+    publish_to_copies();
+#pragma unroll 1
+    for (int step = 0; step < min(steps, EARLY); step++) fetch_weights(step, step);
+    fetch_map(a_map);
+  }
+
+  INLINE void go_on() const {
+    await_previous();
+#pragma unroll 1
+    for (int step = 0; step < min(steps, STAGES); step++) {
+      if (step >= EARLY) fetch_weights(step, step);
+      fetch_activations(step, step);
+    }
+    u32 slot = 0, phase = 0;
+#pragma unroll 1
+    for (int step = STAGES; step < steps; step++) {
+      pipeline.empty[slot].wait(phase);
+      fetch_weights(slot, step);
+      fetch_activations(slot, step);
+      if (++slot == STAGES) slot = 0, phase++;
+    }
+  }
+};
 
 INLINE void consume(int (&d)[SUMS], Pipeline& pipeline, char* stages, int steps) {
   u32 group = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 128, 0), slot = 0, phase = 0;
@@ -203,22 +233,17 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
   extern __shared__ uint4 dynamic[];
   char* stages = reinterpret_cast<char*>(dynamic);
   stages += (1024 - shared_address(stages) % 1024) % 1024;
-  if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int i = 0; i < STAGES; i++) {
-      pipeline.full[i].init(1);
-      pipeline.empty[i].init(THREADS / 32);
-    }
-  }
-  publish_barriers();
   u32 m_tiles = (u32)((args.m + TILE_M - 1) / TILE_M);
   int first_m = (int)(blockIdx.x % m_tiles * TILE_M), first_n = (int)(blockIdx.x / m_tiles * TILE_N);
   int steps = (int)((args.k + STEP_K - 1) / STEP_K);
+  Producer producer{a_map, b_map, pipeline, stages, first_m, first_n, steps, m_tiles == 1};
+  if (threadIdx.x == THREADS) producer.begin();
+  __syncthreads();
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   u32 warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   if (warp >= THREADS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x == THREADS) produce(a_map, b_map, pipeline, stages, first_m, first_n, steps);
+    if (threadIdx.x == THREADS) producer.go_on();
     if (RESULT != SUMS32 && warp > THREADS / 32) {
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};

@@ -141,10 +141,15 @@ struct Barrier {
   }
 };
 
-// Makes initialised barriers visible to asynchronous copies.
-INLINE void publish_barriers() {
+// Makes barriers that this thread has initialised visible to asynchronous copies.
+INLINE void publish_to_copies() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
+}
+
+// And to all threads of the block, which come here together.
+INLINE void publish_barriers() {
+  publish_to_copies();
   __syncthreads();
 }

@@ -16,9 +16,13 @@ INLINE uint4 sixteen_codes(const u32* starts, u32 k) {
     if (starts[count + step - 1] <= k) count += step;
   u32 words[4];
 #pragma unroll
-  for (u32 i = 0; i < 16; i++) {
-    while (starts[count] <= k + i) count++;
-    words[i / 4] = i % 4 ? words[i / 4] | count << (i % 4 * 8) : count;
+  for (u32 j = 0; j < 4; j++) {
+    words[j] = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < 32; i += 8) {
+      while (starts[count] <= k) count++;
+      words[j] |= count << i, k++;
+    }
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -31,18 +35,23 @@ INLINE void fill_table(const float* code, uint4* table) {
   for (u32 i = threadIdx.x; i < 256; i += blockDim.x)
     starts[i] = i < 255 ? first_point(midpoint8(code, i)) : GRID_POINTS;
   __syncthreads();
-  for (u32 chunk = threadIdx.x; chunk < early; chunk += blockDim.x)
-    table[chunk] = sixteen_codes(starts, chunk * 16);
-  uint4 late;
-  if (threadIdx.x < 64) late = sixteen_codes(starts, (early + threadIdx.x) * 16);
+  uint4 codes;
+  u32 chunk = threadIdx.x;
+#pragma unroll 1
+  for (; chunk < chunks; chunk += blockDim.x) {
+    codes = sixteen_codes(starts, chunk * 16);
+    if (chunk < early) table[chunk] = codes;
+  }
+  // A thread's last ones.
+  chunk -= blockDim.x;
   __syncthreads();
-  if (threadIdx.x < 64) table[early + threadIdx.x] = late;
+  if (chunk >= early) table[chunk] = codes;
   __syncthreads();
 }
 
 INLINE u32 zero_code(const float* code) {
   u32 low = 0;
-#pragma unroll
+#pragma unroll 1
   for (u32 step = 128; step > 0; step /= 2)
     if (low + step <= 255 && midpoint8(code, low + step - 1) < 0.0) low += step;
   return low;

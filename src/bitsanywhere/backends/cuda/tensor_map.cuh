@@ -27,6 +27,17 @@ INLINE void fetch_box(const TensorMap& map, char* target, Barrier& barrier, int 
       : "memory");
 }
 
+// The same of data that is read once, and so need not stay in the second-level cache.
+INLINE void fetch_box_once(const TensorMap& map, char* target, Barrier& barrier, int byte, int row) {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(target)),
+      "l"(&map), "r"(shared_address(&barrier.state)), "r"(byte), "r"(row), "l"(policy)
+      : "memory");
+}
+
 // What wgmma wants to know of rows of 128 bytes in shared memory, in groups of 8 swizzled by 128
 // bytes: address, 1024 bytes from group to group, the swizzle. 16 elements further along k are 32
 // bytes, 2 in the descriptor.
