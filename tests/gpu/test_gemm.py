@@ -64,8 +64,11 @@ def test_gemm_against_float64(case):
 
 
 # The last rows of a weight are fewer than a tile's, whichever tile an H200 is given.
-LARGE = [(m, 4096, 4096) for m in (1, 8, 16, 64, 128, 512)] + [
-    (m, n, k) for m in (1, 8, 16) for n, k in ((10999, 4096), (4090, 11008))
+LARGE = [
+    *((m, 4096, 4096) for m in (1, 8, 16, 64, 128, 512)),
+    *((m, n, k) for m in (1, 8, 16) for n, k in ((10999, 4096), (4090, 11008))),
+    *((m, 10998, 4096) for m in (40, 100, 200, 384)),
+    (700, 4090, 4096),
 ]
 
 

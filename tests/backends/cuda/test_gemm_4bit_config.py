@@ -97,6 +97,22 @@ def test_even_tiles_are_not_exchanged_for_others():
     assert (config.tile_n, config.grid) == (128, 8)
 
 
+@pytest.mark.parametrize(
+    ("m", "n", "tile_m", "tile_n"),
+    [
+        (256, 14336, 256, 128),
+        (256, 4096, 128, 64),
+        (256, 11008, 128, 192),
+        (384, 11008, 128, 128),
+        (768, 4096, 128, 192),
+    ],
+)
+def test_tiles_of_larger_batches_leave_few_multiprocessors_idle(m, n, tile_m, tile_n):
+    config = choose(m, n, 4096, torch.bfloat16, 64, known("h100"))
+    assert isinstance(config, WgmmaConfig)
+    assert (config.tile_m, config.tile_n) == (tile_m, tile_n)
+
+
 def test_an_unaligned_weight_is_read_bytewise():
     config = choose(1, 4096, 4096, torch.float16, 64, known("h100"), aligned=False)
     assert isinstance(config, GeneralConfig)

@@ -77,9 +77,7 @@ def test_plain_codes_equal_the_reference_for_every_float16(host, absmax):
     row = torch.cat([x, torch.tensor([absmax])])[None]
     expected, _, _ = int8_vectorwise_quant_torch(row, 0.0)
     got = torch.full_like(expected, 99)
-    host.plain_codes(
-        address(row), ctypes.c_float(absmax), address(got), ctypes.c_long(row.numel())
-    )
+    host.plain_codes(address(row), ctypes.c_float(absmax), address(got), ctypes.c_long(row.numel()))
     assert torch.equal(got, expected)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -251,7 +251,10 @@ def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
         for shape in shapes
         for nested in (False, True)
     ]
-    return [config for config in configs if not isinstance(config, DequantizeConfig)]
+    kernels = [config for config in configs if not isinstance(config, DequantizeConfig)]
+    if target.arch == "sm_90" and dtype != torch.float32:
+        kernels += [config for chunk in (64, 32) for _, config in _wgmma_shapes(chunk, target)]
+    return kernels
 
 
 def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
@@ -261,31 +264,68 @@ def _general_config(m: int, n: int, grouped: bool) -> GeneralConfig:
     )
 
 
-def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
-    """The first of the tiles that suit the batch with which each block gets one of its own; else
-    the first that groups of two to four blocks share; else the first."""
-    if m <= 32:
-        shapes = ((4, 4, 256), (4, 2, 256))
-    elif m <= 64:
-        shapes = ((8, 4, 256), (8, 2, 256))
-    elif m <= 128:
-        shapes = ((16, 3, 128), (16, 2, 128), (16, 1, 256))
-    else:
-        shapes = ((32, 2, 64), (16, 2, 128), (16, 1, 256))
-    configs = []
-    # Chunks of 32 are rare, and not worth kernels of their own for each shape.
-    for m_tiles, warpgroups, step_k in shapes if chunk == 64 else shapes[:1]:
-        shape = WgmmaConfig(m_tiles, warpgroups, chunk, step_k, stages=8, grid=1)
-        config = _fitted(shape, target)
+class _WgmmaShape(NamedTuple):
+    """A tile of gemm_4bit_wgmma.cuh, and what it was measured to take on an H200.
+
+    Attributes:
+        m_tiles, warpgroups, step_k: as WgmmaConfig has them.
+        nanoseconds: of a tile, an element of K.
+        shared: nanoseconds more where blocks share tiles, and add up their sums; half as many where
+            as many share each.
+    """
+
+    m_tiles: int
+    warpgroups: int
+    step_k: int
+    nanoseconds: float
+    shared: float
+
+    def time(self, config: WgmmaConfig, m: int, n: int, k: int) -> float:
+        """Nanoseconds that a product takes, but for those of every launch."""
+        tiles, blocks = _tiles(config, m, n), config.grid
+        extra = 0.0
+        if tiles % blocks:
+            extra = self.shared / 2 if blocks % tiles == 0 else self.shared
+        return tiles / blocks * k * self.nanoseconds + extra
+
+
+_WGMMA = (
+    _WgmmaShape(4, 4, 256, 7.8, 14e3),
+    _WgmmaShape(4, 2, 256, 5.2, 5e3),
+    _WgmmaShape(8, 4, 256, 8.7, 18e3),
+    _WgmmaShape(8, 2, 256, 5.1, 6e3),
+    _WgmmaShape(16, 3, 128, 10.6, 13e3),
+    _WgmmaShape(16, 2, 128, 7.4, 10e3),
+    _WgmmaShape(16, 1, 256, 3.9, 14e3),
+    _WgmmaShape(32, 2, 64, 11.0, 18e3),
+)
+
+
+def _wgmma_shapes(chunk: int, target: Target) -> list[tuple[_WgmmaShape, WgmmaConfig]]:
+    """Those that kernels are made for, with configurations of which the grid is not known yet."""
+    found = []
+    for shape in _WGMMA:
+        # Chunks of 32 are rare, and not worth kernels of their own for each shape.
+        if chunk == 32 and any(known.m_tiles == shape.m_tiles for known, _ in found):
+            continue
+        m_tiles, warpgroups, step_k, *_ = shape
+        config = _fitted(WgmmaConfig(m_tiles, warpgroups, chunk, step_k, stages=8, grid=1), target)
         if config is None:
             raise AssertionError(f"{shape} does not fit {target}.")
-        configs.append(replace(config, grid=_grid(config, m, n, k, target.sm_count)))
-    for most in (1, 4):
-        for config in configs:
-            tiles = _tiles(config, m, n)
-            if config.grid % tiles == 0 and config.grid // tiles <= most:
-                return config
-    return configs[0]
+        found.append((shape, config))
+    return found
+
+
+def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
+    """The fastest, of tiles that hold few batch rows, or of the two largest."""
+    suitable = (4,) if m <= 32 else (8,) if m <= 64 else (16, 32)
+    configs = [
+        (shape, replace(config, grid=_grid(config, m, n, k, target.sm_count)))
+        for shape, config in _wgmma_shapes(chunk, target)
+        if shape.m_tiles in suitable
+    ]
+    _, fastest = min(configs, key=lambda pair: pair[0].time(pair[1], m, n, k))
+    return fastest
 
 
 Wish = dict[str, int]

@@ -111,52 +111,54 @@ INLINE void store_tile(const Arguments& args, const Accumulators& acc, Step step
   }
 }
 
+// The steps of one tile, or of a part of it, have a loop of their own: with any other use of the sums in it, the
+// compiler would wait for each step's products.
 INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline, Stages stages, const char* table) {
   u32 lane = threadIdx.x % 32, warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   Step step(work.begin, work);
   Accumulators acc;
-  bool begins = step.k_step == 0, fresh = true;
   u32 slot = 0, phase = 0;
   u32 a[2][PRODUCTS][4];
   Scale scales[2];
   Codes codes;
-  for (u32 index = work.begin; index < work.end; index++) {
-    pipeline.full[slot].wait(phase);
-    Stage stage = stages.at(slot);
-    const u8* weights = stage.weights() + (warp * 16 + lane / 4) * WEIGHT_STRIDE;
-    codes.load(weights);
+  for (u32 index = work.begin; index < work.end;) {
+    u32 count = min(work.k_steps - step.k_step, work.end - index);
+#pragma unroll 1
+    for (u32 i = 0; i < count; i++) {
+      pipeline.full[slot].wait(phase);
+      Stage stage = stages.at(slot);
+      const u8* weights = stage.weights() + (warp * 16 + lane / 4) * WEIGHT_STRIDE;
+      codes.load(weights);
 #pragma unroll
-    for (int piece = 0; piece < STEP_K / PIECE_K; piece++) {
-      int k = piece * PIECE_K;
-      if (k % CHUNK == 0) {
-        const float* source = stage.scales() + (warp * 16 + lane / 4 * 2) * SCALE_STRIDE + k / CHUNK;
-        scales[0].set(source[0]);
-        scales[1].set(source[SCALE_STRIDE]);
+      for (int piece = 0; piece < STEP_K / PIECE_K; piece++) {
+        int k = piece * PIECE_K;
+        if (k % CHUNK == 0) {
+          const float* source = stage.scales() + (warp * 16 + lane / 4 * 2) * SCALE_STRIDE + k / CHUNK;
+          scales[0].set(source[0]);
+          scales[1].set(source[SCALE_STRIDE]);
+        }
+        decode_fragments(a[piece % 2], codes, scales, table, lane);
+        u64 b = descriptor(stage.activations() + k / 64 * (TILE_M * 128) + k % 64 * 2);
+        wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < PRODUCTS; j++) wgmma(acc[0], a[piece % 2][j], b + 2 * j, i > 0 || k > 0 || j > 0);
+        wgmma_commit();
+        if (k + PIECE_K < STEP_K) codes.load(weights + (k + PIECE_K) / 2);
+        wgmma_wait<1>();
+        // Now the step before is done with.
+        if (piece == 0)
+          pipeline.empty[slot == 0 ? stages.count - 1 : slot - 1].arrive_if(index + i > work.begin && lane == 0);
       }
-      decode_fragments(a[piece % 2], codes, scales, table, lane);
-      u64 b = descriptor(stage.activations() + k / 64 * (TILE_M * 128) + k % 64 * 2);
-      wgmma_fence();
-#pragma unroll
-      for (int j = 0; j < PRODUCTS; j++) wgmma(acc[0], a[piece % 2][j], b + 2 * j, !fresh || k > 0 || j > 0);
-      wgmma_commit();
-      if (k + PIECE_K < STEP_K) codes.load(weights + (k + PIECE_K) / 2);
-      wgmma_wait<1>();
-      // Now the step before is done with.
-      if (piece == 0) pipeline.empty[slot == 0 ? stages.count - 1 : slot - 1].arrive_if(index > work.begin && lane == 0);
+      if (++slot == stages.count) slot = 0, phase++;
     }
-    fresh = false;
-    if (++slot == stages.count) slot = 0, phase++;
-
-    bool ends = step.k_step + 1 == work.k_steps;
-    if (ends || index + 1 == work.end) {
-      wgmma_wait<0>();
+    wgmma_wait<0>();
 #pragma unroll
-      for (int i = 0; i < ACCUMULATORS; i++) asm volatile("" : "+f"((&acc[0][0][0])[i])::"memory");
-      bool done = begins && ends || combine(args, acc, work, step.tile, begins);
-      if (done) store_tile(args, acc, step);
-      begins = fresh = true;
-    }
-    step.advance(work);
+    for (int i = 0; i < ACCUMULATORS; i++) asm volatile("" : "+f"((&acc[0][0][0])[i])::"memory");
+    bool begins = step.k_step == 0, ends = step.k_step + count == work.k_steps;
+    bool done = begins && ends || combine(args, acc, work, step.tile, begins);
+    if (done) store_tile(args, acc, step);
+    index += count;
+    step.skip(count, work);
   }
 }
 

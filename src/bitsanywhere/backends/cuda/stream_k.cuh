@@ -47,8 +47,11 @@ struct Step {
   }
 
   // True if a new tile begins.
-  INLINE bool advance(const Work& work) {
-    if (++k_step < work.k_steps) return false;
+  INLINE bool advance(const Work& work) { return skip(1, work); }
+
+  // So many steps further, at most to where the next tile begins.
+  INLINE bool skip(u32 count, const Work& work) {
+    if ((k_step += count) < work.k_steps) return false;
     k_step = 0;
     tile++;
     if (++tile_m == work.m_tiles) {
