@@ -40,7 +40,7 @@ gpu-test:
 
 # Codecs, products and optimizers, each tensor in an allocation of its own.
 SANITIZED := gemm_against and 200x320 and bfloat16 or gemm_against and 33x200x320 and float32 \
-	or large_gemm and 8-10999 or large_linear and 14301 or double_quant and bfloat16 \
+	or large_gemm and (8-10999 or 40-10998) or large_linear and 14301 or double_quant and bfloat16 \
 	or golden_4bit and nf4_bfloat16 and 128x257 or golden_8bit and bfloat16 and 33x65 \
 	or linear_against and 600 and float16 or scaled_products and 130 and float16 \
 	or test_golden and (Adam or Lion or LAMB or SGD)

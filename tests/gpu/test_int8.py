@@ -325,14 +325,20 @@ def environment() -> dict[str, str]:
 def test_weights_quantized_just_before_their_product(m):
     """The product must not fetch weights early that the kernel ahead of it still writes."""
     weight = torch.randn(128, 1 << 17, device="cuda").half()
-    codes, scales, _ = ops.int8_vectorwise_quant(torch.randn(m, 1 << 17, device="cuda").half(), 0.0)
+    x = torch.randn(m, 1 << 17, device="cuda").half()
+    codes, scales, _ = ops.int8_vectorwise_quant(x, 0.0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         CB, SCB, _ = ops.int8_vectorwise_quant(weight, 0.0)
         out = ops.int8_scaled_mm(codes, CB, scales, SCB)
+        CB2, SCB2, _ = ops.int8_vectorwise_quant(weight, 0.0)
+        linear = ops.int8_linear(x, CB2, SCB2, 0.0, None)
     graph.replay()
     expected = ops.int8_scaled_mm(codes, CB.clone(), scales, SCB.clone())
+    expected_linear = ops.int8_linear(x, CB2.clone(), SCB2.clone(), 0.0, None)
     for _ in range(50):
         CB.fill_(77)
+        CB2.fill_(77)
         graph.replay()
         assert torch.equal(out, expected)
+        assert torch.equal(linear, expected_linear)

@@ -36,7 +36,8 @@ def test_quantize_special_values(dtype):
     x = torch.randn(6, 40, device="cuda").to(dtype)
     x[0, 3], x[1, 5], x[2, 7] = float("nan"), float("inf"), -float("inf")
     x[3] = 0
-    x[4] = 1e-7
+    x[4], x[5] = 1e-7, 1e-40
+    x[0, 4] = 9
     for threshold in (0.0, 3.0):
         for got, expected in zip(
             ops.int8_vectorwise_quant(x, threshold), int8_vectorwise_quant_torch(x, threshold)

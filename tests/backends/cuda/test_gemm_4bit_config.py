@@ -15,7 +15,9 @@ from bitsanywhere.backends.cuda.gemm_4bit_config import (
     choose,
     every_config,
 )
+from bitsanywhere.backends.cuda.jit import KernelSource
 from bitsanywhere.targets import known
+from tests.gpu.test_gemm import LARGE
 
 NAMES = (
     "t4", "a100", "rtx3090", "orin-nano", "agx-orin", "l4", "rtx4090", "h100", "b200", "b300",
@@ -107,10 +109,23 @@ def test_even_tiles_are_not_exchanged_for_others():
         (768, 4096, 128, 192),
     ],
 )
-def test_tiles_of_larger_batches_leave_few_multiprocessors_idle(m, n, tile_m, tile_n):
+def test_tiles_of_larger_batches(m, n, tile_m, tile_n):
     config = choose(m, n, 4096, torch.bfloat16, 64, known("h100"))
     assert isinstance(config, WgmmaConfig)
     assert (config.tile_m, config.tile_n) == (tile_m, tile_n)
+    assert config.grid >= 0.84 * known("h100").sm_count
+
+
+def test_the_large_cases_on_a_gpu_run_every_product_of_hopper():
+    target = known("h100")
+
+    def kernels(configs) -> set[KernelSource]:
+        return {
+            config.source(torch.bfloat16) for config in configs if isinstance(config, WgmmaConfig)
+        }
+
+    run = kernels(choose(*shape, torch.bfloat16, 64, target) for shape in LARGE)
+    assert run == kernels(every_config(torch.bfloat16, target))
 
 
 def test_an_unaligned_weight_is_read_bytewise():

@@ -68,6 +68,14 @@ def test_codes_equal_the_reference(host):
     got = torch.full_like(expected, 99)
     host.codes(address(x), address(absmax), address(got), ctypes.c_long(206), ctypes.c_long(300))
     assert torch.equal(got, expected)
+    plain = torch.full_like(expected, 99)
+    for row, largest, codes in zip(x, absmax, plain):
+        host.plain_codes(
+            address(row), ctypes.c_float(largest.item()), address(codes), ctypes.c_long(300)
+        )
+    special_rows = (plain == 99).all(1)
+    assert special_rows.tolist() == [False] * 200 + [True] * 4 + [False] * 2
+    assert torch.equal(plain[~special_rows], expected[~special_rows])
 
 
 @pytest.mark.parametrize("absmax", [6e-8, 1e-3, 1.0, 3.7, 65504.0])
@@ -82,7 +90,7 @@ def test_plain_codes_equal_the_reference_for_every_float16(host, absmax):
 
 
 @pytest.mark.parametrize("absmax", [0.0, 1e-40, float("inf"), float("nan")])
-def test_rows_whose_inverse_is_no_number_are_not_plain(host, absmax):
+def test_rows_whose_inverse_is_not_positive_and_finite_are_not_plain(host, absmax):
     row, got = torch.zeros(1), torch.zeros(1, dtype=torch.int8)
     host.plain_codes(address(row), ctypes.c_float(absmax), address(got), ctypes.c_long(1))
     assert got.item() == 99

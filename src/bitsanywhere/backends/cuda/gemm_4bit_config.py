@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -270,8 +271,8 @@ class _WgmmaShape(NamedTuple):
     Attributes:
         m_tiles, warpgroups, step_k: as WgmmaConfig has them.
         nanoseconds: of a tile, an element of K.
-        shared: nanoseconds more where blocks share tiles, and add up their sums; half as many where
-            as many share each.
+        shared: nanoseconds more where blocks share tiles and add up their sums; half of that counts
+            where every tile is shared by equally many.
     """
 
     m_tiles: int
@@ -301,7 +302,8 @@ _WGMMA = (
 )
 
 
-def _wgmma_shapes(chunk: int, target: Target) -> list[tuple[_WgmmaShape, WgmmaConfig]]:
+@cache
+def _wgmma_shapes(chunk: int, target: Target) -> tuple[tuple[_WgmmaShape, WgmmaConfig], ...]:
     """Those that kernels are made for, with configurations of which the grid is not known yet."""
     found = []
     for shape in _WGMMA:
@@ -313,11 +315,12 @@ def _wgmma_shapes(chunk: int, target: Target) -> list[tuple[_WgmmaShape, WgmmaCo
         if config is None:
             raise AssertionError(f"{shape} does not fit {target}.")
         found.append((shape, config))
-    return found
+    return tuple(found)
 
 
 def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaConfig:
-    """The fastest, of tiles that hold few batch rows, or of the two largest."""
+    """The one that should be fastest, of the tiles of 32 or of 64 batch rows where those hold the
+    batch, else of those of 128 and 256."""
     suitable = (4,) if m <= 32 else (8,) if m <= 64 else (16, 32)
     configs = [
         (shape, replace(config, grid=_grid(config, m, n, k, target.sm_count)))

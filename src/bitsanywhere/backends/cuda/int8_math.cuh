@@ -26,11 +26,11 @@ INLINE u32 int8_code(float x, float inverse) {
   return (u32)code & 255u;
 }
 
-// Whether int8_code_plain does for all elements of a row.
+// Whether int8_code_plain does for all elements of a row that are no larger than its absmax.
 INLINE bool int8_is_plain(float inverse) { return inverse > 0.0f && inverse <= 3.402823466e38f; }
 
-// x * inverse as a code in the lowest byte, if it is finite and no larger than 127.5: the sum's lowest bits
-// are those of the nearest integer.
+// x * inverse as a code in the lowest byte, if its magnitude is below 127.5: the sum's lowest bits are those of
+// the nearest integer.
 INLINE u32 int8_code_plain(float x, float inverse) { return bits_of(add_rn(mul_rn(x, inverse), 12582912.0f)); }
 
 // An element of a product from the sum of its products of codes (ops/int8_mm_dequant.py).

@@ -40,7 +40,7 @@ INLINE bool may_hold_outliers(const Arguments& args, u32 largest) {
   return args.threshold == args.threshold && !(float_of(largest) < args.threshold);
 }
 
-// The same of those below the threshold; marks outliers.
+// The bits of a vector's largest magnitude below the threshold; marks outliers.
 INLINE u32 vector_absmax(const Arguments& args, const Vector& v, i64 first) {
   u32 largest = largest_magnitude(v);
   if (!may_hold_outliers(args, largest)) return largest;

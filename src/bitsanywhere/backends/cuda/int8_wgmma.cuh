@@ -82,13 +82,13 @@ struct Producer {
   char* stages;
   int first_m, first_n, steps;
   // No other block reads these weights.
-  bool once;
+  bool read_once;
 
   INLINE void fetch_weights(u32 slot, int step) const {
     Barrier& full = pipeline.full[slot];
     char* target = stages + slot * STAGE_BYTES + A_BYTES;
     expect_bytes(full, STAGE_BYTES);
-    if (once)
+    if (read_once)
       fetch_box_once(b_map, target, full, step * STEP_K, first_n);
     else
       fetch_box(b_map, target, full, step * STEP_K, first_n);
@@ -98,7 +98,7 @@ struct Producer {
     fetch_box(a_map, stages + slot * STAGE_BYTES, pipeline.full[slot], step * STEP_K, first_m);
   }
 
-  INLINE void begin() const {
+  INLINE void start() const {
 #pragma unroll
     for (int i = 0; i < STAGES; i++) {
       pipeline.full[i].init(1);
@@ -110,7 +110,7 @@ struct Producer {
     fetch_map(a_map);
   }
 
-  INLINE void go_on() const {
+  INLINE void run() const {
     await_previous();
 #pragma unroll 1
     for (int step = 0; step < min(steps, STAGES); step++) {
@@ -237,13 +237,13 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
   int first_m = (int)(blockIdx.x % m_tiles * TILE_M), first_n = (int)(blockIdx.x / m_tiles * TILE_N);
   int steps = (int)((args.k + STEP_K - 1) / STEP_K);
   Producer producer{a_map, b_map, pipeline, stages, first_m, first_n, steps, m_tiles == 1};
-  if (threadIdx.x == THREADS) producer.begin();
+  if (threadIdx.x == THREADS) producer.start();
   __syncthreads();
   // The same in all lanes, which the compiler must know, or it waits for each product of wgmma.
   u32 warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   if (warp >= THREADS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
-    if (threadIdx.x == THREADS) producer.go_on();
+    if (threadIdx.x == THREADS) producer.run();
     if (RESULT != SUMS32 && warp > THREADS / 32) {
       await_previous();
       Team team{threadIdx.x - THREADS - 32, 96, 2};

@@ -30,6 +30,7 @@ INLINE uint4 sixteen_codes(const u32* starts, u32 k) {
 // The starts lie where the table's last 1024 codes come in the end, since the table is all the
 // shared memory that the smallest chips have.
 INLINE void fill_table(const float* code, uint4* table) {
+  static_assert(THREADS >= 64 && THREADS <= GRID_POINTS / 16, "");
   const u32 chunks = GRID_POINTS / 16, early = chunks - 64;
   u32* starts = reinterpret_cast<u32*>(table + early);
   for (u32 i = threadIdx.x; i < 256; i += blockDim.x)
@@ -42,7 +43,7 @@ INLINE void fill_table(const float* code, uint4* table) {
     codes = sixteen_codes(starts, chunk * 16);
     if (chunk < early) table[chunk] = codes;
   }
-  // A thread's last ones.
+  // A thread's last ones, none of whose others are late.
   chunk -= blockDim.x;
   __syncthreads();
   if (chunk >= early) table[chunk] = codes;
