@@ -95,7 +95,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         first = self.subject(args) if self.place else args[0]
-        if type(first) not in _PLAIN or is_watched():
+        if is_watched() or type(first) not in _PLAIN:
             return self.overload(*args)
         if first.is_meta:
             self.check(*args)
