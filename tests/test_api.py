@@ -89,7 +89,7 @@ def test_out_overload(name):
         r"(?:Tensor|int|str|ScalarType)\S*(?:\([^)]*\))? (\w+)", API["torch.ops"][name]
     )
     assert [argument.name for argument in op._schema.arguments] == peer
-    assert op._schema.arguments[-1].is_write
+    assert op._schema.arguments[-1].alias_info.is_write
     assert op._schema.returns == []
 
 

@@ -130,10 +130,11 @@ def test_the_dispatcher_runs_the_same(bits):
     name = f"optimizer_update_{'32bit' if bits == 32 else '8bit_blockwise'}_multi"
     op = getattr(torch.ops.bitsanywhere, name)
 
+    lists = ["g", "p", "state1", "state2", *(["absmax1", "absmax2"] if bits == 8 else [])]
+    maps = ["qmap1", "qmap2"] if bits == 8 else []
+
     def through(a):
-        keys = ["g", "p", "state1", "state2"] + ["absmax1", "absmax2"] * (bits == 8)
-        maps = [a["qmap1"], a["qmap2"]] if bits == 8 else []
-        op("adam", *([a[k]] for k in keys), *maps, *NUMBERS)
+        op("adam", *([a[k]] for k in lists), *(a[k] for k in maps), *NUMBERS)
 
     through(dispatched)
     torch.compile(through, backend="aot_eager", fullgraph=True)(compiled)

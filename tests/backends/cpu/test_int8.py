@@ -45,6 +45,17 @@ def references(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 33, 65), (40, 35, 2100)])
+def test_float64_in_place_of_a_wrong_product_of_torch(m, n, k, monkeypatch):
+    monkeypatch.setattr(int8_product, "torch_is_exact", lambda: False)
+    monkeypatch.setattr(int8_product, "in_rows", lambda m: False)
+    monkeypatch.setattr(int8_product, "_CONVERTED", 300)
+    a, b = codes(m, k), codes(n, k)
+    given = int8_product.matmul(a, b)
+    assert given.dtype == torch.int32
+    assert torch.equal(given.long(), a.long() @ b.long().t())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 15), (5, 16), (33, 257), (700, 130)])
 def test_quantize(shape, dtype, references):

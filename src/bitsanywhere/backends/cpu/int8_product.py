@@ -6,7 +6,8 @@ product, which first brings the weight into an order of its own.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import logging
+from functools import cache, lru_cache
 
 import torch
 
@@ -17,11 +18,15 @@ from bitsanywhere.backends.cpu.machine import Machine, host
 from bitsanywhere.backends.cpu.memory import fresh
 from bitsanywhere.backends.cpu.parallel import launch, threads
 
+logger = logging.getLogger("bitsanywhere")
+
 # Up to this many rows our kernel is faster than torch; five at a time fill the registers.
 _MOST_ROWS, _MOST_HEIGHT = 192, 5
 _VECTOR_BYTES, _WEIGHT_ROWS, _ROW_TASKS = 64, 4, 8
 # So many bytes are not worth a second thread.
 _SMALL = 1 << 15
+# Elements of a weight that are float64 at a time.
+_CONVERTED = 1 << 22
 
 
 def in_rows(m: int) -> bool:
@@ -46,9 +51,36 @@ def matmul(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None = None) ->
         return result.zero_()
     if in_rows(m):
         _by_rows(A.reshape(m, k), B, None, None, None, None, None, result)
-    else:
+    elif torch_is_exact():
         torch._int_mm(A.reshape(m, k).contiguous(), B.t(), out=result.view(m, n))
+    else:
+        by_doubles(A.reshape(m, k), B, result.view(m, n))
     return result
+
+
+@cache
+def torch_is_exact() -> bool:
+    """Whether torch's int8 product is right on this processor.
+
+    That of torch 2.5 overflows on x86 processors without AVX512-VNNI (pytorch issue 136746).
+    """
+    numbers = torch.arange(64 * 96, device="cpu")
+    a, b = ((numbers * step % 255 - 127).to(torch.int8).view(64, 96) for step in (37, 101))
+    if torch.equal(torch._int_mm(a, b.t()).double(), a.double() @ b.double().t()):
+        return True
+    logger.warning(
+        "torch %s multiplies int8 matrices wrongly on this processor (pytorch issue 136746); "
+        "float64 products, which are slower, take their place. torch 2.6 or later is right.",
+        torch.__version__,
+    )
+    return False
+
+
+def by_doubles(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """out = a @ b.T, for int8 of shapes (M, K) and (N, K); float64 holds all such sums exactly."""
+    a, rows = a.double(), max(1, _CONVERTED // b.shape[1])
+    for start in range(0, len(b), rows):
+        out[:, start : start + rows] = a @ b[start : start + rows].double().t()
 
 
 def scaled(
