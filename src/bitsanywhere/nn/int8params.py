@@ -94,8 +94,9 @@ class Int8Params(torch.nn.Parameter):
 
     def _like(self, data: torch.Tensor, scales: torch.Tensor | None) -> Int8Params:
         """A parameter with ``data`` and ``scales`` and all else as in this one."""
-        fields = dict(self.__dict__, SCB=scales)
-        return type(self)(data, requires_grad=self.requires_grad, **fields)
+        # accelerate's init_empty_weights leaves its own requires_grad among the attributes.
+        fields = dict(self.__dict__, SCB=scales, requires_grad=self.requires_grad)
+        return type(self)(data, **fields)
 
     def __deepcopy__(self, memo):
         result = self._like(self.data.clone(), copy.deepcopy(self.SCB, memo))

@@ -170,8 +170,9 @@ class Params4bit(torch.nn.Parameter):
 
     def _like(self, data: torch.Tensor, state: Optional[QuantState]) -> "Params4bit":
         """A parameter with ``data`` and ``state`` and all else as in this one."""
-        fields = dict(self.__dict__, quant_state=state)
-        return type(self)(data.detach(), requires_grad=self.requires_grad, **fields)
+        # accelerate's init_empty_weights leaves its own requires_grad among the attributes.
+        fields = dict(self.__dict__, quant_state=state, requires_grad=self.requires_grad)
+        return type(self)(data.detach(), **fields)
 
     def __deepcopy__(self, memo):
         state = copy.deepcopy(self.quant_state, memo)
