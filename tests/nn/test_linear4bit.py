@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from safetensors.torch import load, save
 from bitsanywhere import functional as F
 from bitsanywhere import matmul_4bit
 from bitsanywhere.errors import BitsAnywhereError, CheckpointError, InvalidArgumentError
-from bitsanywhere.nn import Embedding4bit, Linear4bit, LinearFP4, LinearNF4, Params4bit
+from bitsanywhere.nn import (
+    Embedding4bit,
+    Linear4bit,
+    Linear8bitLt,
+    LinearFP4,
+    LinearNF4,
+    Params4bit,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -230,6 +238,17 @@ def test_chunk_and_split_stay_parameters():
         assert [type(piece) for piece in pieces] == [Params4bit] * 4
         assert all(piece.quant_state is param.quant_state for piece in pieces)
         assert torch.equal(torch.cat([piece.data for piece in pieces]), param.data)
+
+
+@pytest.mark.parametrize("make", [Linear4bit, partial(Linear8bitLt, has_fp16_weights=False)])
+def test_layers_made_without_memory_get_parameters_of_their_kind(make):
+    """As transformers makes them; accelerate leaves a requires_grad in a parameter's __dict__."""
+    accelerate = pytest.importorskip("accelerate")
+    with accelerate.init_empty_weights():
+        empty = make(64, 32)
+    assert empty.weight.is_meta
+    assert type(empty.weight) is type(make(64, 32).weight)
+    assert not empty.weight.requires_grad
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])

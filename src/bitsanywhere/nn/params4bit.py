@@ -191,9 +191,8 @@ class Params4bit(torch.nn.Parameter):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Pieces of a parameter (FSDP, tensor parallel loading) stay parameters of its state."""
-        # What a Parameter does, in the form that the compiler of torch 2.5 can trace.
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
+        kwargs = {} if kwargs is None else kwargs
+        result = super().__torch_function__(func, types, args, kwargs)
         if func in (torch.chunk, torch.split) and args and isinstance(args[0], cls):
             return tuple(args[0]._like(piece, args[0].quant_state) for piece in result)
         return result

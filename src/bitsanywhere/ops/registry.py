@@ -95,6 +95,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         first = self.subject(args) if self.place else args[0]
+        # In this order, as the compiler of torch 2.5 cannot trace the second question.
         if is_watched() or type(first) not in _PLAIN:
             return self.overload(*args)
         if first.is_meta:

@@ -47,13 +47,25 @@ def references(monkeypatch):
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 33, 65), (40, 35, 2100)])
 def test_float64_in_place_of_a_wrong_product_of_torch(m, n, k, monkeypatch):
-    monkeypatch.setattr(int8_product, "torch_is_exact", lambda: False)
+    monkeypatch.setattr(int8_product, "_torch_is_exact", lambda: False)
     monkeypatch.setattr(int8_product, "in_rows", lambda m: False)
     monkeypatch.setattr(int8_product, "_CONVERTED", 300)
     a, b = codes(m, k), codes(n, k)
     given = int8_product.matmul(a, b)
     assert given.dtype == torch.int32
     assert torch.equal(given.long(), a.long() @ b.long().t())
+
+
+def test_a_wrong_product_of_torch_is_noticed_and_logged(monkeypatch, caplog):
+    def overflowing(a, b):
+        """As that of torch 2.5: neighbours are added in 16 bits, those of a without a sign."""
+        pairs = (a.int() + 128).view(len(a), -1, 2, 1) * b.int().reshape(1, -1, 2, b.shape[1])
+        sums = pairs.sum(2).clamp(-(2**15), 2**15 - 1).sum(1)
+        return (sums - 128 * b.int().sum(0)).int()
+
+    monkeypatch.setattr(torch, "_int_mm", overflowing)
+    assert not int8_product._torch_is_exact.__wrapped__()
+    assert "float64" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitsanywhere.backends.cuda import gemm_4bit_config, kernel_sources
+from bitsanywhere.backends.cuda import gemm_4bit_config, gemm_4bit_kernels, kernel_sources
 from bitsanywhere.backends.cuda.jit import nvrtc
 from bitsanywhere.backends.cuda.jit.compiler import CompilationError, Compiled, compile_source
 from bitsanywhere.backends.cuda.jit.elf import architecture
@@ -105,7 +105,7 @@ def test_everything_compiles(arch, newest):
     for target in for_arch(f"sm_{arch}"):
         for dtype in DTYPES:
             for config in gemm_4bit_config.every_config(dtype, target):
-                if not isinstance(config, gemm_4bit_config.GeneralConfig):
+                if not isinstance(config, gemm_4bit_kernels.GeneralConfig):
                     taken = static[config.source(dtype)] + config.stages_bytes
                     assert taken <= config.shared_memory <= target.shared_memory
 

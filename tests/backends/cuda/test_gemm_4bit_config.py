@@ -7,13 +7,12 @@ from itertools import product
 import pytest
 import torch
 
-from bitsanywhere.backends.cuda.gemm_4bit_config import (
+from bitsanywhere.backends.cuda.gemm_4bit_config import choose, every_config
+from bitsanywhere.backends.cuda.gemm_4bit_kernels import (
     DequantizeConfig,
     GeneralConfig,
     TensorConfig,
     WgmmaConfig,
-    choose,
-    every_config,
 )
 from bitsanywhere.backends.cuda.jit import KernelSource
 from bitsanywhere.targets import known

@@ -1,7 +1,7 @@
 """Products with int8 weights on CPUs, for the ops from int8_linear_matmul to int8_linear.
 
 Two ways, see `in_rows`: a few rows of activations by our kernel, more of them by torch's int8
-product, which first brings the weight into an order of its own.
+product, which first brings the weight into an order of its own; in float64 where that is wrong.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def matmul(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None = None) ->
         return result.zero_()
     if in_rows(m):
         _by_rows(A.reshape(m, k), B, None, None, None, None, None, result)
-    elif torch_is_exact():
+    elif _torch_is_exact():
         torch._int_mm(A.reshape(m, k).contiguous(), B.t(), out=result.view(m, n))
     else:
-        by_doubles(A.reshape(m, k), B, result.view(m, n))
+        _by_doubles(A.reshape(m, k), B, result.view(m, n))
     return result
 
 
 @cache
-def torch_is_exact() -> bool:
+def _torch_is_exact() -> bool:
     """Whether torch's int8 product is right on this processor.
 
     That of torch 2.5 overflows on x86 processors without AVX512-VNNI (pytorch issue 136746).
@@ -76,7 +76,7 @@ def torch_is_exact() -> bool:
     return False
 
 
-def by_doubles(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+def _by_doubles(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     """out = a @ b.T, for int8 of shapes (M, K) and (N, K); float64 holds all such sums exactly."""
     a, rows = a.double(), max(1, _CONVERTED // b.shape[1])
     for start in range(0, len(b), rows):

@@ -90,7 +90,8 @@ def sources_for(
         rows: row counts of the activations.
     """
     from bitsanywhere.backends.cuda.dequantize_4bit import source
-    from bitsanywhere.backends.cuda.gemm_4bit_config import DequantizeConfig, choose
+    from bitsanywhere.backends.cuda.gemm_4bit_config import choose
+    from bitsanywhere.backends.cuda.gemm_4bit_kernels import DequantizeConfig
 
     found: dict[KernelSource, None] = {}
     for n, k, dtype, blocksize, _, nested in weights:

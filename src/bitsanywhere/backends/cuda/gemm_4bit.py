@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 
 from bitsanywhere.backends.cuda import dequantize_4bit
-from bitsanywhere.backends.cuda.gemm_4bit_config import (
+from bitsanywhere.backends.cuda.gemm_4bit_config import choose, every_config
+from bitsanywhere.backends.cuda.gemm_4bit_kernels import (
     DequantizeConfig,
     GeneralConfig,
     WgmmaConfig,
-    choose,
-    every_config,
 )
 from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
 from bitsanywhere.backends.cuda.parameters import DTYPES, codebook
