@@ -1,7 +1,8 @@
 """Ops on an NVIDIA GPU beside bitsandbytes, cuBLAS and the copy bandwidth, in one run.
 
 Times are CUDA graph replays over rotated buffers, so that the L2 cache does not serve them:
-the median over replays of a graph that holds one call for each buffer. What a library cannot do in
+the median over replays of a graph that holds one call for each buffer, and at least `LEAST_CALLS`,
+as starting a graph takes some microseconds. What a library cannot do in
 a graph is timed by events around eager calls, and listed under ``eager`` in its row.
 """
 
@@ -32,6 +33,7 @@ except ImportError:
     peer = None
 
 ROTATED_BYTES = 400 << 20
+LEAST_CALLS = 16
 GEMM_SHAPES = ((28672, 8192), (14336, 4096), (4096, 4096))
 GEMM_ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
 CODEC_SIZE = 16384
@@ -40,6 +42,7 @@ Job = tuple[str, dict[str, Callable[[int], Any]], int, dict[str, Any]]
 
 def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 11) -> float:
     """Seconds of one call; ``call(i)`` works on buffer ``i``."""
+    calls = buffers * -(-LEAST_CALLS // buffers)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -49,8 +52,8 @@ def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 11) -> f
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for index in range(buffers):
-            call(index)
+        for index in range(calls):
+            call(index % buffers)
     times = []
     graph.replay()
     for _ in range(replays):
@@ -59,7 +62,7 @@ def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 11) -> f
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / buffers)
+        times.append(start.elapsed_time(end) / 1e3 / calls)
     return statistics.median(times)
 
 
@@ -86,15 +89,7 @@ def copy_bandwidth() -> float:
     """
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    times = []
-    for _ in range(12):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return 2 * source.numel() / statistics.median(times[2:])
+    return 2 * source.numel() / event_time(lambda _: target.copy_(source), 1, 11, calls=4)
 
 
 def libraries() -> dict[str, Any]:

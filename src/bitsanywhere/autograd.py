@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+from torch import is_grad_enabled
+from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from bitsanywhere import ops
 from bitsanywhere.autograd_int8 import (
@@ -80,13 +82,13 @@ def matmul_4bit(
             "It says how B is to be read.",
             "Give the state that quantize_4bit returned with B.",
         )
-    if torch._C._is_any_autocast_enabled() and not A.is_meta:
+    if _is_any_autocast_enabled() and not A.is_meta:
         A, bias = autocast(A, bias)
     watched = is_watched()
     if watched and is_transformed():
         quant_state.require_4bit("matmul_4bit")
         result = torch.nn.functional.linear(A, _weight(B, quant_state, A.dtype), bias)
-    elif torch.is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
+    elif is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
         return MatMul4Bit.apply(A, B, out, bias, quant_state)
     else:
         result = _forward(A, B, quant_state, bias, watched)
@@ -104,10 +106,10 @@ def _forward(
     if watched or type(A) is not torch.Tensor:
         return _product(A, B, quant_state, bias)
     # Without this every attribute of a Params4bit takes a detour through Python.
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         known = quant_state.checked
-        if known is not None and known.is_still(B, quant_state):
-            result = known.product(A, B, bias, *known.statistics)
+        if known is not None:
+            result = known.multiply(A, B, bias, quant_state)
             if result is not None:
                 return result
         result = _product(A, B, quant_state, bias)
@@ -129,15 +131,9 @@ def _product(
 
 
 class CheckedWeight:
-    """A weight that gemm_4bit took once: checking it takes longer than launching the kernel.
+    """A weight that gemm_4bit took once: checking it takes longer than launching the kernel."""
 
-    Attributes:
-        statistics: as `QuantState.gemm_statistics` returns them.
-        product: the op as a function of A, B, bias and the statistics; None is returned where A
-            and bias are not surely right.
-    """
-
-    __slots__ = ("_codes", "_fixed", "product", "statistics")
+    __slots__ = ("_blocksize", "_numel", "_product", "_quant_type", "_shape", "_statistics")
 
     @classmethod
     def of(cls, B: torch.Tensor, state: QuantState) -> CheckedWeight | None:
@@ -146,34 +142,21 @@ class CheckedWeight:
         if outer is not None and outer.blocksize != NESTED_BLOCKSIZE:
             return None
         self = cls()
-        self.statistics = state.gemm_statistics()
-        self._codes = B.data_ptr(), B.numel()
-        self._fixed = state.shape, state.blocksize, state.quant_type
-        tensors = [tensor for tensor in (B, *self.statistics) if tensor is not None]
+        self._statistics = absmax, *nested = state.gemm_statistics()
+        self._numel, self._shape = B.numel(), state.shape
+        self._blocksize, self._quant_type = state.blocksize, state.quant_type
+        tensors = [tensor for tensor in (B, *self._statistics) if tensor is not None]
         if not all(x.is_contiguous() and not x.is_meta for x in tensors):
             return None
-        bound = ops.gemm_4bit.bind(B.device, *self._fixed)
-        self.product = bound or self._trusting(B.device)
+        fixed = B, state.shape, absmax, state.blocksize, state.quant_type, *nested
+        self._product = ops.gemm_4bit.bind(B.device, *fixed) or self._trusting(B)
         return self
 
-    def _trusting(self, device: torch.device) -> Callable[..., torch.Tensor | None]:
-        """The op without its checks, after those of A and bias."""
-        shape, blocksize, quant_type = self._fixed
-
-        def product(A, B, bias, absmax, *nested):
-            if A.dtype not in FLOATS or A.device != device or A.shape[-1:] != shape[1:]:
-                return None
-            if bias is not None and (
-                bias.dtype != A.dtype or bias.numel() != shape[0] or bias.device != device
-            ):
-                return None
-            return ops.gemm_4bit.trusted(A, B, shape, absmax, blocksize, quant_type, bias, *nested)
-
-        return product
-
-    def is_still(self, B: torch.Tensor, state: QuantState) -> bool:
-        """Whether B is that weight, and the state's tensors are those very statistics."""
-        absmax, absmax_8bit, code, offset = self.statistics
+    def multiply(
+        self, A: torch.Tensor, B: torch.Tensor, bias: torch.Tensor | None, state: QuantState
+    ) -> torch.Tensor | None:
+        """The product, or None unless B and the state are surely as they were, A and bias right."""
+        absmax, absmax_8bit, code, offset = self._statistics
         outer = state.state2
         if outer is None:
             same = absmax is state.absmax
@@ -184,12 +167,35 @@ class CheckedWeight:
                 and code is outer.code
                 and offset is state.offset
             )
-        return (
+        if (
             same
-            and self._codes == (B.data_ptr(), B.numel())
+            and self._numel == B.numel()
             and B.is_contiguous()
-            and self._fixed == (state.shape, state.blocksize, state.quant_type)
-        )
+            and self._shape is state.shape
+            and self._blocksize == state.blocksize
+            and self._quant_type == state.quant_type
+        ):
+            return self._product(A, B, bias)
+        return None
+
+    def _trusting(self, B: torch.Tensor) -> Callable[..., torch.Tensor | None]:
+        """The op without its checks, after those of A and bias, for as long as B stays there."""
+        device, address = B.device, B.data_ptr()
+        absmax, *nested = self._statistics
+        shape, blocksize, quant_type = self._shape, self._blocksize, self._quant_type
+
+        def product(A, B, bias):
+            if A.dtype not in FLOATS or A.device != device or A.shape[-1:] != shape[1:]:
+                return None
+            if B.data_ptr() != address:
+                return None
+            if bias is not None and (
+                bias.dtype != A.dtype or bias.numel() != shape[0] or bias.device != device
+            ):
+                return None
+            return ops.gemm_4bit.trusted(A, B, shape, absmax, blocksize, quant_type, bias, *nested)
+
+        return product
 
 
 def input_gradient(
@@ -207,7 +213,7 @@ def _weight(
     """The weight of shape (N, K) in ``dtype``; float64 by way of float32, which is exact."""
     narrow = torch.float32 if dtype == torch.float64 else dtype
     if checked:
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             weight = quant_state.dequantize(B, narrow, checked=True)
     else:
         weight = quant_state.dequantize(B, narrow)

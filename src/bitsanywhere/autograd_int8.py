@@ -184,8 +184,12 @@ def _codes(B: torch.Tensor, state: MatmulLtState) -> tuple[torch.Tensor, torch.T
     """The weight's codes and statistics, made now if it is float."""
     if B.dtype != torch.int8:
         if state.has_fp16_weights or state.CB is None or state.SCB is None:
-            state.CB, state.SCB, _ = ops.int8_vectorwise_quant(B.detach(), 0.0)
-        return state.CB, state.SCB  # type: ignore[return-value]
+            CB, SCB, _ = ops.int8_vectorwise_quant(B.detach(), 0.0)
+            # The compiler of torch 2.8 to 2.10 refuses such an effect inside an autograd function.
+            if not torch.compiler.is_compiling():
+                state.CB, state.SCB = CB, SCB
+            return CB, SCB
+        return state.CB, state.SCB
     if state.SCB is None:
         raise InvalidArgumentError(
             "matmul: B is torch.int8 and state.SCB is None",

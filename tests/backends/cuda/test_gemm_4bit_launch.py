@@ -37,9 +37,9 @@ def launches(monkeypatch) -> list[tuple]:
     )
     monkeypatch.setattr(gemm_4bit, "Target", SimpleNamespace(of=lambda device: known("agx-orin")))
     monkeypatch.setattr(torch, "device", lambda *args: None)
-    gemm_4bit._kernel.cache_clear()
+    gemm_4bit._plan.cache_clear()
     yield seen
-    gemm_4bit._kernel.cache_clear()
+    gemm_4bit._plan.cache_clear()
 
 
 @pytest.fixture
@@ -55,27 +55,29 @@ def weight() -> SimpleNamespace:
     )  # fmt: skip
 
 
-def product(weight: SimpleNamespace) -> Product:
-    return Product(HOST, (N, K), 64, weight.code)
+def product(weight: SimpleNamespace, *nested, codes=None, index=HOST) -> Product:
+    statistics = nested or (*weight.plain, None, None, None)
+    codes = weight.codes if codes is None else codes
+    return Product(index, codes, (N, K), statistics, 64, weight.code)
 
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_every_field_arrives(launches, weight, nested, with_bias):
-    statistics = weight.nested if nested else weight.plain
+    statistics = weight.nested if nested else (*weight.plain, None, None, None)
     bias = torch.ones(N, dtype=torch.bfloat16) if with_bias else None
     A = torch.ones(2, 3, K, dtype=torch.bfloat16)
-    out = product(weight)(A, weight.codes, bias, *statistics)
+    out = product(weight, *statistics)(A, weight.codes, bias)
     assert (out.shape, out.dtype) == ((2, 3, N), torch.bfloat16)
     ((_, stream, fields),) = launches
     assert stream == 7
-    pointers = [x.data_ptr() for x in (A, weight.codes, *statistics)]
-    pointers += [0] * (6 - len(pointers))
+    read = (A, weight.codes, *statistics)
+    pointers = [0 if x is None else x.data_ptr() for x in read]
     bias_pointer = 0 if bias is None else bias.data_ptr()
     assert fields[:9] == (*pointers, weight.code.data_ptr(), bias_pointer, out.data_ptr())
     assert fields[9:11] in ((0, 0), (0x1000, 0x2000))
     config = choose(6, N, K, torch.bfloat16, 64, known("agx-orin"))
-    assert fields[11:] == (6, N, K, 6, getattr(config, "stages", 0))
+    assert fields[11:] == (6, N, K, 6, getattr(config, "stages", 0), b"")
 
 
 def test_another_number_of_rows_or_dtype_is_another_plan(launches, weight):
@@ -86,7 +88,7 @@ def test_another_number_of_rows_or_dtype_is_another_plan(launches, weight):
         (9, torch.bfloat16),
         (1, torch.float16),
     ):
-        out = multiply(torch.ones(rows, K, dtype=dtype), weight.codes, None, *weight.plain)
+        out = multiply(torch.ones(rows, K, dtype=dtype), weight.codes, None)
         assert (out.shape, out.dtype) == ((rows, N), dtype)
     assert [fields[11] for *_, fields in launches] == [1, 9, 9, 1]
     assert launches[0][0] == launches[3][0]
@@ -94,11 +96,10 @@ def test_another_number_of_rows_or_dtype_is_another_plan(launches, weight):
 
 
 def test_an_odd_address_of_the_weight_has_its_own_plan(launches, weight):
-    multiply = product(weight)
     odd = torch.zeros(N * K // 2 + 1, dtype=torch.uint8)[1:]
     A = torch.ones(2, K, dtype=torch.float16)
     for codes in (weight.codes, odd, weight.codes):
-        multiply(A, codes, None, *weight.plain)
+        product(weight, codes=codes)(A, codes, None)
     aligned, other, again = (source for source, *_ in launches)
     assert aligned == again != other
     assert other.file == "gemm_4bit_general.cuh"
@@ -111,7 +112,7 @@ def test_activations_are_copied_only_where_they_must_be(launches, weight):
         (wide[:, : 2 * K : 2], True), (wide.flatten()[1 : K + 1].view(1, K), True),
         (torch.ones(4, K, dtype=torch.float16), False),
     ):  # fmt: skip
-        multiply(A, weight.codes, None, *weight.plain)
+        multiply(A, weight.codes, None)
         assert (launches[-1][2][0] != A.data_ptr()) is copied
         assert launches[-1][2][0] % 16 == 0
 
@@ -120,18 +121,18 @@ def test_what_does_not_fit_is_not_launched(launches, weight):
     multiply = product(weight)
     right = torch.ones(3, K, dtype=torch.float16)
     bias = torch.ones(N, dtype=torch.float16)
-    multiply(right, weight.codes, bias, *weight.plain)
+    multiply(right, weight.codes, bias)
     for A, other_bias in (
         (right[:, 1:], None), (right.double(), None), (right.int(), None), (right[0, 0], None),
         (right, bias.float()), (right, bias[1:]), (right, torch.ones(2 * N).half()[::2]),
     ):  # fmt: skip
-        assert multiply(A, weight.codes, other_bias, *weight.plain) is None
-    on_another = Product(0, (N, K), 64, weight.code)
-    assert on_another(right, weight.codes, None, *weight.plain) is None
+        assert multiply(A, weight.codes, other_bias) is None
+    assert product(weight, index=0)(right, weight.codes, None) is None
+    assert multiply(right, weight.codes.clone(), None) is None, "the weight has moved"
     assert len(launches) == 1
 
 
 def test_nothing_is_launched_for_nothing(launches, weight):
     empty = torch.ones(0, K, dtype=torch.float16)
-    assert product(weight)(empty, weight.codes, None, *weight.plain).shape == (0, N)
+    assert product(weight)(empty, weight.codes, None).shape == (0, N)
     assert launches == []

@@ -34,6 +34,7 @@ dequantize_4bit(const u8* __restrict__ packed, const float* __restrict__ absmax,
       words[v] = __ldcs(reinterpret_cast<const u32*>(packed + first / 2));
     } else {
       words[v] = 0;
+#pragma unroll 1
       for (int i = 0; i < 4; i++)
         if (first + 2 * i < n) words[v] |= (u32)packed[first / 2 + i] << 8 * i;
     }

@@ -32,6 +32,7 @@ dequantize_blockwise(const u8* __restrict__ codes, const float* __restrict__ abs
         words[v] = __ldcs(reinterpret_cast<const uint2*>(codes + first));
       } else {
         words[v] = make_uint2(0, 0);
+#pragma unroll 1
         for (int i = 0; i < 4; i++) {
           if (first + i < n) words[v].x |= (u32)codes[first + i] << 8 * i;
           if (first + 4 + i < n) words[v].y |= (u32)codes[first + 4 + i] << 8 * i;

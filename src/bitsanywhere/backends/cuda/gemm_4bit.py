@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,15 +17,16 @@ from bitsanywhere.backends.cuda.gemm_4bit_kernels import (
     WgmmaConfig,
 )
 from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
-from bitsanywhere.backends.cuda.parameters import DTYPES, codebook
+from bitsanywhere.backends.cuda.parameters import DTYPES, codebook, new_tensor
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.backends.cuda.workspace import workspace
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
-# struct Arguments of gemm_4bit_arguments.cuh; with what gemm_4bit_wgmma.cuh takes besides.
-_ARGUMENTS = "<11Q3q2I"
-_WGMMA_ARGUMENTS = f"{_ARGUMENTS}56x128s"
+# struct Arguments of gemm_4bit_arguments.cuh and no tensor map; with the one that
+# gemm_4bit_wgmma.cuh takes.
+_ARGUMENTS = "<11Q3q2I0s"
+_WGMMA_ARGUMENTS = "<11Q3q2I56x128s"
 
 
 def sources(target: Target) -> list[KernelSource]:
@@ -38,9 +40,8 @@ class Plan(NamedTuple):
 
     Attributes:
         size, dtype: of the activations.
-        nested: the scales are quantized too.
         m: rows.
-        result: size of the result.
+        result, strides: size of the result, contiguous.
         launch: the kernel, of a stream and the fields of its arguments; None where the weight is
             dequantized first.
         floats: of workspace.
@@ -51,9 +52,9 @@ class Plan(NamedTuple):
 
     size: torch.Size
     dtype: torch.dtype
-    nested: bool = False
     m: int = 0
     result: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     launch: Callable[..., None] | None = None
     floats: int = 0
     stages: int = 0
@@ -61,56 +62,74 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _kernel(
+def _plan(
     index: int,
-    m: int,
+    size: torch.Size,
     n: int,
-    k: int,
     dtype: torch.dtype,
     blocksize: int,
     aligned: bool,
     nested: bool,
     overlap: bool,
-) -> tuple[Callable[..., None] | None, int, int, int]:
-    """`launch`, `floats`, `stages` and `box_rows` of a `Plan`."""
+) -> Plan:
+    """The plan for activations of a size, `n` weight rows, and what else the choice depends on."""
+    m, k, result = size[:-1].numel(), size[-1], (*size[:-1], n)
+    strides = tuple(math.prod(result[i + 1 :]) for i in range(len(result)))
+    plan = Plan(size, dtype, m, result, strides)
+    if m == 0 or n == 0:
+        return plan
     target = Target.of(torch.device("cuda", index))
     config = choose(m, n, k, dtype, blocksize, target, aligned, nested)
     if isinstance(config, DequantizeConfig):
-        return None, 0, 0, 0
+        return plan
     kernel = get_kernel(config.source(dtype), target, index)
     if isinstance(config, GeneralConfig):
-        return kernel.bind(config.grid, config.threads, 0, _ARGUMENTS), 0, 0, 0
+        launch = kernel.bind(config.grid, config.threads, 0, _ARGUMENTS)
+        return plan._replace(launch=launch)
     box_rows = config.tile_m if isinstance(config, WgmmaConfig) else 0
     layout = _WGMMA_ARGUMENTS if box_rows else _ARGUMENTS
     shared = config.stages_bytes
     launch = kernel.bind((config.grid,), config.threads, shared, layout, overlap)
-    return launch, config.partial_floats, config.stages, box_rows
+    return plan._replace(
+        launch=launch, floats=config.partial_floats, stages=config.stages, box_rows=box_rows
+    )
 
 
 class Product:
-    """gemm_4bit for the weights of one shape and format on one device; see `Op.bind`.
+    """gemm_4bit for one weight, as long as its tensors stay where they are; see `Op.bind`.
 
     Args:
         index: of the device.
-        shape: (N, K) of the weights.
+        B: the codes, contiguous.
+        shape: (N, K) of the weight.
+        statistics: absmax, absmax_8bit, absmax_code and absmax_offset, each contiguous; the last
+            three None for scales that are not quantized.
         blocksize: elements a block.
         code: the codebook, 16 floats by code, contiguous.
         overlap: let kernels begin before the one ahead has ended, which then must not be the one
             that writes the code.
     """
 
+    __slots__ = (
+        "_code", "_codebook", "_fixed", "_index", "_last", "_numbers", "_statistics", "_weights",
+    )  # fmt: skip
+
     def __init__(
         self,
         index: int,
+        B: torch.Tensor,
         shape: Sequence[int],
+        statistics: Sequence[torch.Tensor | None],
         blocksize: int,
         code: torch.Tensor,
         overlap: bool = True,
     ) -> None:
-        self._index, self._blocksize, self._code = index, blocksize, code
-        self._overlap = overlap
-        self._n, self._k = shape
-        self._constants = self._n, self._k, blocksize.bit_length() - 1
+        self._index, self._statistics = index, statistics
+        self._code, self._codebook = code, code.data_ptr()
+        self._weights = B.data_ptr()
+        n, k = shape
+        self._numbers = n, k, blocksize.bit_length() - 1
+        self._fixed = blocksize, self._weights % 16 == 0, statistics[1] is not None, overlap
         # Calls with as many rows as the one before find their plan here.
         self._last = Plan(torch.Size(), torch.float32)
 
@@ -119,97 +138,80 @@ class Product:
         A: torch.Tensor,
         B: torch.Tensor,
         bias: torch.Tensor | None,
-        absmax: torch.Tensor,
-        absmax_8bit: torch.Tensor | None = None,
-        absmax_code: torch.Tensor | None = None,
-        absmax_offset: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """A @ dequantize(B).T + bias, of A's dtype and shape (..., N); None if A or bias is wrong.
+        """A @ dequantize(B).T + bias, of A's dtype and shape (..., N).
+
+        Returns None if A or bias is wrong or B has moved.
 
         Args:
             out: contiguous, of that dtype and shape; None for a new tensor.
         """
-        weights, size, plan = B.data_ptr(), A.shape, self._last
-        is_nested = absmax_8bit is not None
-        if weights % 16:
-            plan = self._plan(size, A.dtype, is_nested, aligned=False)
-        elif size != plan.size or A.dtype is not plan.dtype or is_nested is not plan.nested:
-            plan = self._plan(size, A.dtype, is_nested, aligned=True)
-            self._last = plan or self._last
-        if plan is None:
-            return None
-        if A.get_device() != self._index:
+        n, k, log2_blocksize = self._numbers
+        size, dtype, m, result_size, strides, launch, floats, stages, box_rows = self._last
+        if A.shape != size or A.dtype is not dtype:
+            size, dtype = A.shape, A.dtype
+            if not size or size[-1] != k or dtype not in DTYPES:
+                return None
+            self._last = _plan(self._index, size, n, dtype, *self._fixed)
+            _, _, m, result_size, strides, launch, floats, stages, box_rows = self._last
+        index, weights = self._index, B.data_ptr()
+        if A.get_device() != index or weights != self._weights:
             return None
         addend = 0
         if bias is not None:
-            if bias.dtype is not plan.dtype or bias.numel() != self._n or not bias.is_contiguous():
+            if bias.dtype is not dtype or bias.numel() != n:
                 return None
-            if bias.get_device() != self._index:
+            if bias.get_device() != index or not bias.is_contiguous():
                 return None
             addend = bias.data_ptr()
         activations = A.data_ptr()
         if activations % 16 or not A.is_contiguous():
             A = A.clone(memory_format=torch.contiguous_format)
             activations = A.data_ptr()
-        result = A.new_empty(*plan.result) if out is None else out
-        nested = None
+        if out is None:
+            result = new_tensor(A, result_size, strides, dtype, index)
+        else:
+            result = out
+        if launch is None:
+            return self._multiply_dense(A, B, bias, result)
+        pointer = result.data_ptr()
+        box = b""
+        if box_rows:
+            if pointer % 4:
+                # The kernel stores results in pairs.
+                whole = self(A, B, bias)
+                return whole if whole is None else result.copy_(whole)
+            width = 2 * k
+            box = tensor_map(activations, m, width, width, box_rows)
+        absmax, absmax_8bit, absmax_code, absmax_offset = self._statistics
         codes = scale_codes = offset = partial = arrivals = 0
-        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
-            nested = absmax_8bit, absmax_code, absmax_offset
+        if absmax_8bit is not None:
             codes, scale_codes = absmax_8bit.data_ptr(), absmax_code.data_ptr()
             offset = absmax_offset.data_ptr()
-        if plan.launch is None:
-            return self._multiply_dense(A, B, absmax, bias, nested, result)
-        maps = ()
-        if plan.box_rows:
-            if result.data_ptr() % 4:
-                # The kernel stores results in pairs.
-                whole = self(A, B, bias, absmax, absmax_8bit, absmax_code, absmax_offset)
-                return whole if whole is None else result.copy_(whole)
-            width = 2 * self._k
-            maps = (tensor_map(activations, plan.m, width, width, plan.box_rows),)
-        stream = current_stream(self._index)
-        if plan.floats:
-            partial, arrivals = workspace(self._index, stream, plan.floats).addresses
-        plan.launch(
+        stream = current_stream(index)
+        if floats:
+            partial, arrivals = workspace(index, stream, floats).addresses
+        launch(
             stream, activations, weights, absmax.data_ptr(), codes, scale_codes, offset,
-            self._code.data_ptr(), addend, result.data_ptr(), partial, arrivals, plan.m,
-            *self._constants, plan.stages, *maps,
+            self._codebook, addend, pointer, partial, arrivals, m, n, k, log2_blocksize, stages,
+            box,
         )  # fmt: skip
         return result
 
-    def _plan(
-        self, size: torch.Size, dtype: torch.dtype, nested: bool, aligned: bool
-    ) -> Plan | None:
-        """The plan for activations, None if there is none."""
-        if not size or size[-1] != self._k or dtype not in DTYPES:
-            return None
-        m, result = size[:-1].numel(), (*size[:-1], self._n)
-        if m == 0 or self._n == 0:
-            return Plan(size, dtype, nested, m, result)
-        shape = m, self._n, self._k
-        launch = _kernel(
-            self._index, *shape, dtype, self._blocksize, aligned, nested, self._overlap
-        )
-        return Plan(size, dtype, nested, m, result, *launch)
-
     def _multiply_dense(
-        self,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        absmax: torch.Tensor,
-        bias: torch.Tensor | None,
-        nested: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-        out: torch.Tensor,
+        self, A: torch.Tensor, B: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
     ) -> torch.Tensor:
         """The weight dequantized to a tensor that lives only here, then torch's own product."""
         if out.numel() == 0:
             return out
+        absmax, *nested = self._statistics
+        n, k, _ = self._numbers
         weight = dequantize_4bit.decode(
-            B, absmax, self._blocksize, self._code, (self._n, self._k), A.dtype, nested=nested
-        )
-        rows, result = A.detach().view(-1, self._k), out.view(-1, self._n)
+            B, absmax, self._fixed[0], self._code, (n, k), A.dtype,
+            nested=None if nested[0] is None else tuple(nested),
+        )  # fmt: skip
+        rows, result = A.detach().view(-1, k), out.view(-1, n)
         if bias is None:
             torch.mm(rows, weight.t(), out=result)
         else:
@@ -217,10 +219,19 @@ class Product:
         return out
 
 
-@lru_cache(maxsize=4096)
-def bind(device: torch.device, shape: tuple[int, ...], blocksize: int, quant_type: str) -> Product:
-    """The op for weights of one shape."""
-    return Product(device.index, shape, blocksize, codebook(quant_type, device))
+def bind(
+    device: torch.device,
+    B: torch.Tensor,
+    shape: Sequence[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    *nested: torch.Tensor | None,
+) -> Product:
+    """The op for one weight; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
+    statistics = absmax, *(nested or (None, None, None))
+    code = codebook(quant_type, device)
+    return Product(device.index, B, shape, statistics, blocksize, code)
 
 
 def run(
@@ -233,10 +244,11 @@ def run(
     bias: torch.Tensor | None = None,
     *nested: torch.Tensor | None,
 ) -> torch.Tensor:
-    """A @ dequantize(B).T + bias; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
-    product = bind(A.device, tuple(shapeB), blocksize, quant_type)
+    """A @ dequantize(B).T + bias; `nested`: as in `bind`."""
+    B, absmax = B.contiguous(), absmax.contiguous()
     addend, *statistics = (x if x is None else x.contiguous() for x in (bias, *nested))
-    result = product(A, B.contiguous(), addend, absmax.contiguous(), *statistics)
+    product = bind(A.device, B, shapeB, absmax, blocksize, quant_type, *statistics)
+    result = product(A, B, addend)
     assert result is not None, "arguments that were checked fit"
     return result
 

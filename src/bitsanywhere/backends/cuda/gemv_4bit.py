@@ -20,9 +20,11 @@ def run(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A @ W.T, of A's dtype and shape (..., N); `out`, if given, is contiguous and fits."""
-    code = code.contiguous()
-    product = gemm_4bit.Product(A.get_device(), shapeB, blocksize, code, overlap=False)
-    result = product(A, B.contiguous(), None, absmax.contiguous(), out=out)
+    B, statistics = B.contiguous(), (absmax.contiguous(), None, None, None)
+    product = gemm_4bit.Product(
+        A.get_device(), B, shapeB, statistics, blocksize, code.contiguous(), overlap=False
+    )
+    result = product(A, B, None, out)
     assert result is not None, "arguments that were checked fit"
     return result
 

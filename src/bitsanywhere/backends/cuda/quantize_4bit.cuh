@@ -63,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_A_SM)
 quantize_4bit(const Element* __restrict__ x, u8* __restrict__ packed, float* __restrict__ absmax, i64 n, u32 parts,
               u32 format) {
   __shared__ Entry4 table[BUCKETS * COPIES];
+#pragma unroll 1
   for (u32 bucket = threadIdx.x; bucket < BUCKETS; bucket += blockDim.x) {
     Entry4 entry = entry4(bucket, format);
     // Each thread begins with another copy, and so with another bank.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -172,13 +172,13 @@ class LoadedKernel:
         function, start = self._function, self._driver.launch_config
 
         @lru_cache(maxsize=64)
-        def config(stream: int) -> LaunchConfig:
-            return LaunchConfig.overlapping(dimensions, stream)
+        def config(stream: int) -> Any:
+            return ctypes.byref(LaunchConfig.overlapping(dimensions, stream))
 
         def launch(stream: int, *values: int | bytes) -> None:
             buffer, extra = arguments.buffer_and_extra
             pack_into(buffer, 0, *values)
-            code = start(ctypes.byref(config(stream)), function, None, extra)
+            code = start(config(stream), function, None, extra)
             if code:
                 self._failed(code, dimensions, stream, extra)
 
