@@ -86,7 +86,7 @@ def check_int8_save_and_reload(here: Any) -> None:
     with torch.no_grad():
         model(**INPUTS)
     model.save_pretrained(folder)
-    other = type(model).from_pretrained(folder).eval()
+    other = type(model).from_pretrained(folder, dtype="auto").eval()
     assert len(_layers(other)) == 14
     same(model, other)
 
@@ -187,7 +187,7 @@ def _dense(here: Any, model: Any) -> Any:
     """A new bf16 model of the weights that the codes stand for."""
     from transformers import LlamaForCausalLM
 
-    dense = LlamaForCausalLM.from_pretrained(here.float_folder)
+    dense = LlamaForCausalLM.from_pretrained(here.float_folder, dtype="auto")
     for name, layer in _layers(model).items():
         dense.get_submodule(name).weight.data = _weight(layer).to(torch.bfloat16)
     return dense.eval()

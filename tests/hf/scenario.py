@@ -40,7 +40,7 @@ class Place:
         from bitsanywhere.ops.dequantize_4bit import dequantize_4bit_torch
         from bitsanywhere.ops.gemm_4bit import unnest_torch
 
-        dense = LlamaForCausalLM.from_pretrained(self.float_folder)
+        dense = LlamaForCausalLM.from_pretrained(self.float_folder, dtype="auto")
         for name, layer in tiny.linears(self.model).items():
             state = layer.weight.quant_state
             absmax = unnest_torch(
