@@ -12,7 +12,7 @@ import sys
 import torch
 
 PARTS = {
-    "cpu": ("cpu", "int8_cpu", "optimizers_cpu", "qlora_step"),
+    "cpu": ("cpu", "int8_cpu", "optimizers_cpu", "qlora_step", "compile_time"),
     "gpu": ("gpu", "int8_gpu", "optimizers_gpu", "llama_1b"),
 }
 
