@@ -136,3 +136,19 @@ def test_nothing_is_launched_for_nothing(launches, weight):
     empty = torch.ones(0, K, dtype=torch.float16)
     assert product(weight)(empty, weight.codes, None).shape == (0, N)
     assert launches == []
+
+
+def test_another_thread_may_ask_for_other_rows_meanwhile(launches, weight):
+    class Interrupted(Product):
+        """Computes five rows whenever the plan for two was noted."""
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "_last" and value.m == 2:
+                self(torch.ones(5, K, dtype=torch.float16), weight.codes, None)
+
+    statistics = (*weight.plain, None, None, None)
+    multiply = Interrupted(HOST, weight.codes, (N, K), statistics, 64, weight.code)
+    out = multiply(torch.ones(2, K, dtype=torch.float16), weight.codes, None)
+    assert out.shape == (2, N)
+    assert [fields[11] for *_, fields in launches] == [5, 2]

@@ -153,8 +153,9 @@ class Product:
             size, dtype = A.shape, A.dtype
             if not size or size[-1] != k or dtype not in DTYPES:
                 return None
-            self._last = _plan(self._index, size, n, dtype, *self._fixed)
-            _, _, m, result_size, strides, launch, floats, stages, box_rows = self._last
+            # Another thread may set it meanwhile.
+            self._last = plan = _plan(self._index, size, n, dtype, *self._fixed)
+            _, _, m, result_size, strides, launch, floats, stages, box_rows = plan
         index, weights = self._index, B.data_ptr()
         if A.get_device() != index or weights != self._weights:
             return None
