@@ -250,9 +250,9 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
       Columns columns;
       u32 start = 0;
       do {
-        if (start > 0) sync_threads(1, THREADS + 96);
+        if (start > 0) sync_threads(4, THREADS + 96);
         stage_factors(args, factors, columns, first_m, first_n, start, team);
-        sync_threads(1, THREADS + 96);
+        asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
         start += OUTLIERS;
       } while (start < columns.count);
     }
@@ -263,7 +263,7 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     if (RESULT != SUMS32)
       finish_sums(d, factors, [](u32 start) {
         // With those who fetch the factors: the last ones are done with; the next ones are there.
-        if (start > 0) sync_threads(1, THREADS + 96);
+        if (start > 0) sync_threads(4, THREADS + 96);
         sync_threads(1, THREADS + 96);
       });
     // The stages are read no more.
