@@ -56,23 +56,23 @@ def weight() -> SimpleNamespace:
 
 
 def product(weight: SimpleNamespace, *nested, codes=None, index=HOST) -> Product:
-    statistics = nested or (*weight.plain, None, None, None)
+    absmax, *others = nested or weight.plain
     codes = weight.codes if codes is None else codes
-    return Product(index, codes, (N, K), statistics, 64, weight.code)
+    return Product(index, codes, (N, K), absmax, tuple(others) or None, 64, weight.code)
 
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_every_field_arrives(launches, weight, nested, with_bias):
-    statistics = weight.nested if nested else (*weight.plain, None, None, None)
+    statistics = weight.nested if nested else weight.plain
     bias = torch.ones(N, dtype=torch.bfloat16) if with_bias else None
     A = torch.ones(2, 3, K, dtype=torch.bfloat16)
     out = product(weight, *statistics)(A, weight.codes, bias)
     assert (out.shape, out.dtype) == ((2, 3, N), torch.bfloat16)
     ((_, stream, fields),) = launches
     assert stream == 7
-    read = (A, weight.codes, *statistics)
-    pointers = [0 if x is None else x.data_ptr() for x in read]
+    pointers = [x.data_ptr() for x in (A, weight.codes, *statistics)]
+    pointers += [0] * (6 - len(pointers))
     bias_pointer = 0 if bias is None else bias.data_ptr()
     assert fields[:9] == (*pointers, weight.code.data_ptr(), bias_pointer, out.data_ptr())
     assert fields[9:11] in ((0, 0), (0x1000, 0x2000))
@@ -147,8 +147,7 @@ def test_another_thread_may_ask_for_other_rows_meanwhile(launches, weight):
             if name == "_last" and value.m == 2:
                 self(torch.ones(5, K, dtype=torch.float16), weight.codes, None)
 
-    statistics = (*weight.plain, None, None, None)
-    multiply = Interrupted(HOST, weight.codes, (N, K), statistics, 64, weight.code)
+    multiply = Interrupted(HOST, weight.codes, (N, K), *weight.plain, None, 64, weight.code)
     out = multiply(torch.ones(2, K, dtype=torch.float16), weight.codes, None)
     assert out.shape == (2, N)
     assert [fields[11] for *_, fields in launches] == [5, 2]

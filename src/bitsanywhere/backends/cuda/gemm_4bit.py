@@ -27,6 +27,7 @@ from bitsanywhere.targets import Target
 # gemm_4bit_wgmma.cuh takes.
 _ARGUMENTS = "<11Q3q2I0s"
 _WGMMA_ARGUMENTS = "<11Q3q2I56x128s"
+Nested = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def sources(target: Target) -> list[KernelSource]:
@@ -102,8 +103,9 @@ class Product:
         index: of the device.
         B: the codes, contiguous.
         shape: (N, K) of the weight.
-        statistics: absmax, absmax_8bit, absmax_code and absmax_offset, each contiguous; the last
-            three None for scales that are not quantized.
+        absmax: contiguous.
+        nested: (absmax_8bit, absmax_code, absmax_offset) as gemm_4bit takes them, each contiguous,
+            or None.
         blocksize: elements a block.
         code: the codebook, 16 floats by code, contiguous.
         overlap: let kernels begin before the one ahead has ended, which then must not be the one
@@ -111,7 +113,8 @@ class Product:
     """
 
     __slots__ = (
-        "_code", "_codebook", "_fixed", "_index", "_last", "_numbers", "_statistics", "_weights",
+        "_absmax", "_code", "_codebook", "_fixed", "_index", "_last", "_nested", "_numbers",
+        "_weights",
     )  # fmt: skip
 
     def __init__(
@@ -119,17 +122,18 @@ class Product:
         index: int,
         B: torch.Tensor,
         shape: Sequence[int],
-        statistics: Sequence[torch.Tensor | None],
+        absmax: torch.Tensor,
+        nested: Nested | None,
         blocksize: int,
         code: torch.Tensor,
         overlap: bool = True,
     ) -> None:
-        self._index, self._statistics = index, statistics
+        self._index, self._absmax, self._nested = index, absmax, nested
         self._code, self._codebook = code, code.data_ptr()
         self._weights = B.data_ptr()
         n, k = shape
         self._numbers = n, k, blocksize.bit_length() - 1
-        self._fixed = blocksize, self._weights % 16 == 0, statistics[1] is not None, overlap
+        self._fixed = blocksize, self._weights % 16 == 0, nested is not None, overlap
         # Calls with as many rows as the one before find their plan here.
         self._last = Plan(torch.Size(), torch.float32)
 
@@ -185,16 +189,17 @@ class Product:
                 return whole if whole is None else result.copy_(whole)
             width = 2 * k
             box = tensor_map(activations, m, width, width, box_rows)
-        absmax, absmax_8bit, absmax_code, absmax_offset = self._statistics
+        nested = self._nested
         codes = scale_codes = offset = partial = arrivals = 0
-        if absmax_8bit is not None:
+        if nested is not None:
+            absmax_8bit, absmax_code, absmax_offset = nested
             codes, scale_codes = absmax_8bit.data_ptr(), absmax_code.data_ptr()
             offset = absmax_offset.data_ptr()
         stream = current_stream(index)
         if floats:
             partial, arrivals = workspace(index, stream, floats).addresses
         launch(
-            stream, activations, weights, absmax.data_ptr(), codes, scale_codes, offset,
+            stream, activations, weights, self._absmax.data_ptr(), codes, scale_codes, offset,
             self._codebook, addend, pointer, partial, arrivals, m, n, k, log2_blocksize, stages,
             box,
         )  # fmt: skip
@@ -206,12 +211,10 @@ class Product:
         """The weight dequantized to a tensor that lives only here, then torch's own product."""
         if out.numel() == 0:
             return out
-        absmax, *nested = self._statistics
         n, k, _ = self._numbers
         weight = dequantize_4bit.decode(
-            B, absmax, self._fixed[0], self._code, (n, k), A.dtype,
-            nested=None if nested[0] is None else tuple(nested),
-        )  # fmt: skip
+            B, self._absmax, self._fixed[0], self._code, (n, k), A.dtype, nested=self._nested
+        )
         rows, result = A.detach().view(-1, k), out.view(-1, n)
         if bias is None:
             torch.mm(rows, weight.t(), out=result)
@@ -230,9 +233,12 @@ def bind(
     *nested: torch.Tensor | None,
 ) -> Product:
     """The op for one weight; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
-    statistics = absmax, *(nested or (None, None, None))
+    codes, scale_code, offset = nested or (None, None, None)
+    given = None
+    if codes is not None and scale_code is not None and offset is not None:
+        given = codes, scale_code, offset
     code = codebook(quant_type, device)
-    return Product(device.index, B, shape, statistics, blocksize, code)
+    return Product(device.index, B, shape, absmax, given, blocksize, code)
 
 
 def run(

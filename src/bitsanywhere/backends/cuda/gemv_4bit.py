@@ -20,9 +20,9 @@ def run(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A @ W.T, of A's dtype and shape (..., N); `out`, if given, is contiguous and fits."""
-    B, statistics = B.contiguous(), (absmax.contiguous(), None, None, None)
+    B, code = B.contiguous(), code.contiguous()
     product = gemm_4bit.Product(
-        A.get_device(), B, shapeB, statistics, blocksize, code.contiguous(), overlap=False
+        A.get_device(), B, shapeB, absmax.contiguous(), None, blocksize, code, overlap=False
     )
     result = product(A, B, None, out)
     assert result is not None, "arguments that were checked fit"
