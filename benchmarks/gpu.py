@@ -2,8 +2,8 @@
 
 Times are CUDA graph replays over rotated buffers, so that the L2 cache does not serve them:
 the median over replays of a graph that holds one call for each buffer, and at least `LEAST_CALLS`,
-as starting a graph takes some microseconds. What a library cannot do in
-a graph is timed by events around eager calls, and listed under ``eager`` in its row.
+as starting a graph takes some microseconds. What a library cannot do in a graph is timed by events
+around eager calls, and listed under ``eager`` in its row.
 """
 
 from __future__ import annotations
