@@ -69,19 +69,21 @@ class Linear4bit(torch.nn.Linear):
         except KeyError:
             # Computed or set by something that took the parameters away (parametrization, FSDP).
             weight, bias = self.weight, self.bias
-        if getattr(weight, "quant_state", None) is None:
+        state = getattr(weight, "quant_state", None)
+        if state is None:
             fix_4bit_weight_quant_state_from_module(self)
             weight = self.weight
+            state = weight.quant_state
         if not self.compute_type_is_set:
             self.set_compute_type(x)
             self.compute_type_is_set = True
         compute_dtype = self.compute_dtype
-        if compute_dtype is None or x.dtype == compute_dtype:
+        if compute_dtype is None or x.dtype is compute_dtype:
             if bias is not None and bias.dtype != x.dtype:
                 bias = bias.to(x.dtype)
-            return matmul_4bit(x, weight, weight.quant_state, None, bias)
+            return matmul_4bit(x, weight, state, None, bias)
         bias = None if bias is None else bias.to(compute_dtype)
-        result = matmul_4bit(x.to(compute_dtype), weight, weight.quant_state, None, bias)
+        result = matmul_4bit(x.to(compute_dtype), weight, state, None, bias)
         return result.to(x.dtype)
 
     def _apply(self, fn, recurse=True):

@@ -56,6 +56,9 @@ void single_codes4(const float* in, u8* out, long n, int format) {
 void grid_points(const float* in, int* out, long n) {
   for (long i = 0; i < n; i++) out[i] = grid_point(in[i]);
 }
+void grid_values(double* out) {
+  for (int k = 0; k <= GRID_POINTS; k++) out[k] = grid_value(k);
+}
 void grid_table(const float* code, u8* out) {
   u32 at = 0;
   for (u32 i = 0; i < 255; i++)
@@ -159,6 +162,12 @@ def test_grid_points_are_the_formats(host):
     host.grid_points(pointer(x), pointer(points), ctypes.c_long(x.numel()))
     expected = ((x + 1) * GRID_SCALE + 0.5).floor().clamp(0, GRID_POINTS - 1)
     assert torch.equal(points, expected.int())
+
+
+def test_the_value_of_every_grid_point(host):
+    values = torch.empty(GRID_POINTS + 1, dtype=torch.float64)
+    host.grid_values(pointer(values))
+    assert torch.equal(values, torch.arange(GRID_POINTS + 1).double() / GRID_SCALE - 1)
 
 
 @pytest.mark.parametrize("seed", range(4))

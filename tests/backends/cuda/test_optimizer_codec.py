@@ -23,12 +23,18 @@ WRAPPERS = """
 extern "C" {
 long buckets() { return BUCKETS; }
 void make_starts(const float* code, float* starts) {
-  for (u32 c = 0; c < 255; c++) starts[c] = start8(code, c);
+  for (u32 c = 0; c < 256; c++) starts[c] = start8(code, c);
 }
-int make_entries(const float* code, const float* starts, u32* entries) {
+// Runs of a few buckets, as threads make them.
+int make_entries(const float* starts, u32 zero, u32* entries) {
   bool exact = true;
-  for (u32 i = 0; i < 2 * BUCKETS; i++)
-    entries[i] = entry8(starts, zero_code8(code), i / 2, i % 2, exact);
+  for (u32 negative = 0; negative < 2; negative++)
+    for (u32 first = 0; first < BUCKETS; first += 9) {
+      Entries made(starts, zero, negative, first);
+      for (u32 bucket = first; bucket < first + 9 && bucket < BUCKETS; bucket++)
+        entries[2 * bucket + negative] = made.next(bucket);
+      exact = exact && made.exact;
+    }
   return exact;
 }
 static u32 by_table(const u32* entries, float s) {
@@ -95,7 +101,8 @@ def tables(host: ctypes.CDLL, code: torch.Tensor) -> tuple[torch.Tensor, torch.T
     starts = torch.full((256,), float("nan"))
     entries = torch.zeros(2 * host.buckets(), dtype=torch.int32)
     host.make_starts(pointer(code), pointer(starts))
-    exact = host.make_entries(pointer(code), pointer(starts), pointer(entries))
+    zero = ctypes.c_uint(int(formats.zero_code(code)))
+    exact = host.make_entries(pointer(starts), zero, pointer(entries))
     return starts, entries, bool(exact)
 
 

@@ -14,7 +14,20 @@ INLINE float absolute(float x) { return float_of(bits_of(x) & 0x7FFFFFFFu); }
 // The midpoint of codes i and i + 1, exactly.
 INLINE double midpoint8(const float* code, u32 i) { return ((double)code[i] + (double)code[i + 1]) / 2.0; }
 
-INLINE double grid_value(int k) { return (double)k / 32767.5 - 1.0; }
+INLINE double fused(double a, double b, double c) {
+#ifdef __CUDA_ARCH__
+  return __fma_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
+// k / 32767.5 - 1. The quotient is a product, mended by its remainder: for every k the same as by a
+// division, which compiles to a long routine.
+INLINE double grid_value(int k) {
+  double inverse = 1.0 / 32767.5, quotient = (double)k * inverse;
+  return fused(fused(-quotient, 32767.5, (double)k), inverse, quotient) - 1.0;
+}
 
 // The first grid point above a midpoint; GRID_POINTS if there is none (or the midpoint is NaN).
 INLINE u32 first_point(double midpoint) {

@@ -15,7 +15,7 @@ typedef long long i64;
 #else
 #include <cmath>
 #include <cstring>
-#define INLINE static inline
+#define INLINE inline
 #endif
 
 INLINE u32 bits_of(float x) {

@@ -69,8 +69,13 @@ INLINE void wgmma(int (&d)[SUMS], u64 a, u64 b, int accumulate) {
 #endif
 }
 
+// Those who bring factors (int8_factors.cuh).
+#define TEAM 96
+
 struct Pipeline {
   Barrier full[STAGES], empty[STAGES];
+  // Of factors: those of OUTLIERS columns are there; and are done with.
+  Barrier staged, used;
 };
 
 // The thread that fetches both operands. Of the first EARLY steps, weights before all else: the kernel that
@@ -104,6 +109,8 @@ struct Producer {
       pipeline.full[i].init(1);
       pipeline.empty[i].init(THREADS / 32);
     }
+    // Every thread arrives for itself: racecheck knows no other order.
+    pipeline.staged.init(TEAM), pipeline.used.init(THREADS);
     publish_to_copies();
 #pragma unroll 1
     for (int step = 0; step < min(steps, EARLY); step++) fetch_weights(step, step);
@@ -246,13 +253,13 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     if (threadIdx.x == THREADS) producer.run();
     if (RESULT != SUMS32 && warp > THREADS / 32) {
       await_previous();
-      Team team{threadIdx.x - THREADS - 32, 96, 2};
+      Team team{threadIdx.x - THREADS - 32, TEAM, 2};
       Columns columns;
       u32 start = 0;
       do {
-        if (start > 0) sync_threads(4, THREADS + 96);
+        if (start > 0) pipeline.used.wait(start / OUTLIERS - 1);
         stage_factors(args, factors, columns, first_m, first_n, start, team);
-        asm volatile("bar.arrive 1, %0;" ::"n"(THREADS + 96) : "memory");
+        pipeline.staged.arrive();
         start += OUTLIERS;
       } while (start < columns.count);
     }
@@ -261,13 +268,12 @@ int8_wgmma(const __grid_constant__ Arguments args, const __grid_constant__ Paddi
     int d[SUMS];
     consume(d, pipeline, stages, steps);
     if (RESULT != SUMS32)
-      finish_sums(d, factors, [](u32 start) {
-        // With those who fetch the factors: the last ones are done with; the next ones are there.
-        if (start > 0) sync_threads(4, THREADS + 96);
-        sync_threads(1, THREADS + 96);
+      finish_sums(d, factors, [&](u32 start) {
+        if (start > 0) pipeline.used.arrive();
+        pipeline.staged.wait(start / OUTLIERS);
       });
     // The stages are read no more.
-    sync_threads(3, THREADS);
+    sync_threads(1, THREADS);
     store_rows(args, d, factors, stages, first_m, first_n);
   }
 }

@@ -22,32 +22,26 @@ INLINE float of_rank(int rank) { return float_of((u32)(rank ^ (rank >> 31 & 0x7F
 // The smallest value in [-1, 1] whose grid point is at least `point`; infinite if there is none.
 INLINE float first_value(u32 point) {
   if (point >= GRID_POINTS) return float_of(0x7F800000u);
-  i64 low = rank_of(-1.0f), high = rank_of(1.0f);
+  int low = rank_of(-1.0f), high = rank_of(1.0f);
   while (low < high) {
-    i64 middle = (low + high) >> 1;
-    if (grid_point(of_rank((int)middle)) >= point) high = middle;
+    int middle = (low + high) >> 1;
+    if (grid_point(of_rank(middle)) >= point) high = middle;
     else low = middle + 1;
   }
-  return of_rank((int)low);
+  return of_rank(low);
 }
 
-// Where code c < 255 is left for a higher one.
-INLINE float start8(const float* code, u32 c) { return first_value(first_point(midpoint8(code, c))); }
+// Where code c is left for a higher one; infinite for 255.
+INLINE float start8(const float* code, u32 c) {
+  return first_value(c < 255 ? first_point(midpoint8(code, c)) : GRID_POINTS);
+}
 
-// The code of s: the number of starts at or below it. starts: 255, ascending.
+// The code of s: the number of starts at or below it. starts: 256, ascending, the last infinite.
 INLINE u32 code_by_bisection(const float* starts, float s) {
   u32 code = 0;
   for (u32 step = 128; step > 0; step /= 2)
     if (starts[code + step - 1] <= s) code += step;
   return code;
-}
-
-// The code nearest to zero, the lower one on a tie.
-INLINE u32 zero_code8(const float* code) {
-  u32 low = 0;
-  for (u32 step = 128; step > 0; step /= 2)
-    if (low + step <= 255 && midpoint8(code, low + step - 1) < 0.0) low += step;
-  return low;
 }
 
 // A value by the inverse of its block's absmax. A zero is a positive one, as a negative one would have a
@@ -64,24 +58,41 @@ INLINE u32 lifted(float magnitude) {
 #endif
 }
 
-// The entry of a bucket: a mantissa, the code of larger ones, the code of those up to it. exact:
-// cleared if one comparison cannot tell the bucket's codes.
-INLINE u32 entry8(const float* starts, u32 zero, u32 bucket, bool negative, bool& exact) {
-  u32 codes[2], bits = (FIRST_BUCKET + bucket) << 16;
-  for (int end = 0; end < 2; end++) {
-    // The magnitude that is lifted to the end of the bucket.
-    float size = float_of(bits | (end ? 0xFFFFu : 0u)) - LIFT;
-    codes[end] = code_by_bisection(starts, negative ? -size : size);
+// The entries of a sign's buckets in ascending order. The codes at a bucket's ends are a few steps from
+// those of the bucket before.
+struct Entries {
+  const float* starts;
+  u32 zero, code;  // of zero; of the value farthest from zero so far
+  bool negative, exact;  // exact: one comparison tells the codes of each bucket so far
+
+  // first: of the buckets.
+  INLINE Entries(const float* starts, u32 zero, bool negative, u32 first)
+      : starts(starts), zero(zero), negative(negative), exact(true) {
+    code = code_by_bisection(starts, end_of(first, 0));
   }
-  // Negative values up to 2^-25 share their grid point with positive ones.
-  if (bucket == 0 && negative)
-    return 0x8000u << 16 | codes[1] << 8 | code_by_bisection(starts, float_of(1));
-  if (bucket == 0) return codes[1] << 8 | zero;
-  u32 near = codes[0], far = codes[1];
-  if (near == far) return 0xFFFFu << 16 | near << 8 | near;
-  // Above zero codes change at a start, below zero just beyond it.
-  float first = starts[negative ? near - 1 : near], last = starts[negative ? far : far - 1];
-  if (first != last) exact = false;
-  u32 start = lifted(absolute(first));
-  return (start - (negative ? 0u : 1u)) << 16 | far << 8 | near;
-}
+
+  // The value that is lifted to a bucket's end, mantissa 0 or 65535.
+  INLINE float end_of(u32 bucket, u32 mantissa) const {
+    float size = float_of((FIRST_BUCKET + bucket) << 16 | mantissa) - LIFT;
+    // Negative values up to 2^-25 share their grid point with positive ones.
+    return !negative ? size : size > 0.0f ? -size : float_of(1);
+  }
+
+  INLINE u32 code_at(u32 bucket, u32 mantissa) {
+    float s = end_of(bucket, mantissa);
+    while (negative ? code > 0 && starts[code - 1] > s : starts[code] <= s) code += negative ? -1 : 1;
+    return code;
+  }
+
+  // The entry of a bucket: a mantissa, the code of larger ones, the code of those up to it.
+  INLINE u32 next(u32 bucket) {
+    u32 near = code_at(bucket, 0), far = code_at(bucket, 0xFFFF);
+    if (bucket == 0) return negative ? 0x8000u << 16 | far << 8 | near : far << 8 | zero;
+    if (near == far) return 0xFFFFu << 16 | near << 8 | near;
+    // Above zero codes change at a start, below zero just beyond it.
+    float first = starts[negative ? near - 1 : near], last = starts[negative ? far : far - 1];
+    if (first != last) exact = false;
+    u32 start = lifted(absolute(first));
+    return (start - (negative ? 0u : 1u)) << 16 | far << 8 | near;
+  }
+};

@@ -23,20 +23,37 @@ struct Tables {
   int exact[MAPS];
 };
 
+// Entries that a thread makes, one after the other.
+#define RUN ((BUCKETS + THREADS / (MAPS + 1) - 1) / (THREADS / (MAPS + 1)))
+static_assert(THREADS >= 256 * MAPS && COPIES % 4 == 0, "make_tables");
+
 INLINE void make_tables(Tables& tables, const float* qmap1, const float* qmap2) {
   for (u32 map = 0; map < MAPS; map++) {
     const float* code = map ? qmap2 : qmap1;
-    for (u32 i = threadIdx.x; i < 256 * COPIES; i += THREADS) tables.values[map][i] = code[i / COPIES];
-    for (u32 c = threadIdx.x; c < 255; c += THREADS) tables.starts[map][c] = start8(code, c);
-    if (threadIdx.x == 0) tables.zero[map] = zero_code8(code), tables.exact[map] = 1;
+    for (u32 i = threadIdx.x; i < 64 * COPIES; i += THREADS) {
+      float value = code[i * 4 / COPIES];
+      reinterpret_cast<float4*>(tables.values[map])[i] = make_float4(value, value, value, value);
+    }
+  }
+  // A code of one of the maps.
+  u32 own = threadIdx.x / 256, c = threadIdx.x % 256;
+  const float* code = own ? qmap2 : qmap1;
+  if (own < MAPS) tables.starts[own][c] = start8(code, c);
+  bool below = own < MAPS && c < 255 && midpoint8(code, c) < 0.0;
+#pragma unroll
+  for (u32 map = 0; map < MAPS; map++) {
+    // The code nearest to zero, the lower one on a tie.
+    u32 zero = __syncthreads_count(below && own == map);
+    if (threadIdx.x == 0) tables.zero[map] = zero, tables.exact[map] = 1;
   }
   __syncthreads();
-  for (u32 i = threadIdx.x; i < (MAPS + 1) * BUCKETS; i += THREADS) {
-    u32 map = i / (2 * BUCKETS), bucket = map ? i - 2 * BUCKETS : i / 2;
-    bool exact = true;
-    tables.entries[i] = entry8(tables.starts[map], tables.zero[map], bucket, !map && i % 2, exact);
-    if (!exact) tables.exact[map] = 0;
-  }
+  // Entries of the first map's positive values, its negative ones, or the second map.
+  u32 part = threadIdx.x % (MAPS + 1), first = threadIdx.x / (MAPS + 1) * RUN, map = part / 2;
+  Entries entries(tables.starts[map], tables.zero[map], part == 1, min(first, BUCKETS - 1));
+#pragma unroll 1
+  for (u32 bucket = first; bucket < min(first + RUN, BUCKETS); bucket++)
+    tables.entries[map ? 2 * BUCKETS + bucket : 2 * bucket + part] = entries.next(bucket);
+  if (!entries.exact) tables.exact[map] = 0;
   __syncthreads();
 }
 
