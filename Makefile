@@ -45,8 +45,10 @@ SANITIZED := gemm_against and 200x320 and bfloat16 or gemm_against and 33x200x32
 	or linear_against and 600 and float16 or scaled_products and 130 and float16 \
 	or test_golden and (Adam or Lion or LAMB or SGD)
 
-sanitize:
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
+sanitize: sanitize-memcheck sanitize-synccheck
+
+sanitize-%:
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $* --error-exitcode 1 \
 		$(PYTHON) -m pytest -m gpu -k "$(SANITIZED)" $(ARGS) tests/gpu
 
 bench: $(VENV)/test.done

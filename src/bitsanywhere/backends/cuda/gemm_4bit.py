@@ -232,7 +232,7 @@ def bind(
     quant_type: str,
     *nested: torch.Tensor | None,
 ) -> Callable[..., torch.Tensor | None]:
-    """The op for one weight, see `Product`; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
+    """`Product` for one weight; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
     codes, scale_code, offset = nested or (None, None, None)
     given = None
     if codes is not None and scale_code is not None and offset is not None:

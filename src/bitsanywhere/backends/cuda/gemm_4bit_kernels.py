@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,48 @@ from bitsanywhere.backends.cuda.jit import KernelSource
 from bitsanywhere.backends.cuda.parameters import DTYPES
 
 
+class _Pipelined(ABC):
+    """What the kernels of loader.cuh and stream_k.cuh have in common; see their attributes."""
+
+    m_tiles: int
+    chunk: int
+    step_k: int
+    grid: int
+
+    @property
+    def tile_m(self) -> int:
+        """Batch rows of a block."""
+        return 8 * self.m_tiles
+
+    @property
+    @abstractmethod
+    def tile_n(self) -> int:
+        """Weight rows of a block."""
+
+    @property
+    def scales_bytes(self) -> int:
+        """Of a stage: SCALE_STRIDE of loader.cuh for each weight row."""
+        chunks = self.step_k // self.chunk
+        return 4 * self.tile_n * (chunks + 4 if chunks > 4 else chunks)
+
+    @property
+    @abstractmethod
+    def stages_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+
+    @property
+    def shared_memory(self) -> int:
+        """All shared memory of a block, nested scales' codes included."""
+        return self.stages_bytes + 1024 + 512
+
+    @property
+    def partial_floats(self) -> int:
+        """Floats of workspace that shared tiles take."""
+        return 2 * self.grid * self.tile_m * self.tile_n
+
+
 @dataclass(frozen=True)
-class TensorConfig:
+class TensorConfig(_Pipelined):
     """gemm_4bit.cuh: tensor cores, weights decoded in the kernel.
 
     Attributes:
@@ -41,11 +82,6 @@ class TensorConfig:
     grid: int
 
     @property
-    def tile_m(self) -> int:
-        """Batch rows of a block."""
-        return 8 * self.m_tiles
-
-    @property
     def tile_n(self) -> int:
         """Weight rows of a block."""
         return 16 * self.row_tiles * self.warps
@@ -60,19 +96,12 @@ class TensorConfig:
         """Dynamic shared memory of a block."""
         weights = self.tile_n * (self.step_k // 2 + self.chunk // 2)
         activations = self.batch_rows * (self.step_k * 2 + (16 if self.chunk == 64 else 64))
-        scales = self.tile_n * _scale_stride(self) * 4
         joining = 4 * (self.warps_k - 1) * self.tile_m * self.tile_n
-        return 256 * self.table_stride + self.stages * (weights + activations + scales) + joining
-
-    @property
-    def shared_memory(self) -> int:
-        """All shared memory of a block, nested scales' codes included."""
-        return self.stages_bytes + 1024 + 512
-
-    @property
-    def partial_floats(self) -> int:
-        """Floats of workspace that shared tiles take."""
-        return 2 * self.grid * self.tile_m * self.tile_n
+        return (
+            256 * self.table_stride
+            + self.stages * (weights + activations + self.scales_bytes)
+            + joining
+        )
 
     def source(self, dtype: torch.dtype) -> KernelSource:
         """The kernel for activations of a dtype."""
@@ -91,7 +120,7 @@ class TensorConfig:
 
 
 @dataclass(frozen=True)
-class WgmmaConfig:
+class WgmmaConfig(_Pipelined):
     """gemm_4bit_wgmma.cuh: Hopper's tensor cores, for larger batches.
 
     Attributes:
@@ -111,11 +140,6 @@ class WgmmaConfig:
     grid: int
 
     @property
-    def tile_m(self) -> int:
-        """Batch rows of a block."""
-        return 8 * self.m_tiles
-
-    @property
     def tile_n(self) -> int:
         """Weight rows of a block."""
         return 64 * self.warpgroups
@@ -130,18 +154,8 @@ class WgmmaConfig:
         """Dynamic shared memory of a block, room to align it included."""
         activations = self.tile_m * self.step_k * 2
         weights = self.tile_n * (self.step_k // 2 + 16)
-        scales = self.tile_n * _scale_stride(self) * 4
-        return self.stages * (-(-(activations + weights + scales) // 1024) * 1024) + 1024 + 65536
-
-    @property
-    def shared_memory(self) -> int:
-        """All shared memory of a block, nested scales' codes included."""
-        return self.stages_bytes + 1024 + 512
-
-    @property
-    def partial_floats(self) -> int:
-        """Floats of workspace that shared tiles take."""
-        return 2 * self.grid * self.tile_m * self.tile_n
+        stage = activations + weights + self.scales_bytes
+        return self.stages * (-(-stage // 1024) * 1024) + 1024 + 65536
 
     def source(self, dtype: torch.dtype) -> KernelSource:
         """The kernel for activations of a dtype."""
@@ -190,12 +204,6 @@ class GeneralConfig:
 @dataclass(frozen=True)
 class DequantizeConfig:
     """dequantize_4bit into a temporary tensor, then torch's own matrix product."""
-
-
-def _scale_stride(config: TensorConfig | WgmmaConfig) -> int:
-    """SCALE_STRIDE of loader.cuh."""
-    chunks = config.step_k // config.chunk
-    return chunks + 4 if chunks > 4 else chunks
 
 
 KernelConfig = TensorConfig | WgmmaConfig | GeneralConfig

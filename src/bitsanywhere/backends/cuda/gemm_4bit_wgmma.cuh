@@ -145,9 +145,9 @@ INLINE void consume(const Arguments& args, const Work& work, Pipeline& pipeline,
         wgmma_commit();
         if (k + PIECE_K < STEP_K) codes.load(weights + (k + PIECE_K) / 2);
         wgmma_wait<1>();
-        // Now the step before is done with.
+        // Now the step before is done with, by this thread.
         if (piece == 0)
-          pipeline.empty[slot == 0 ? stages.count - 1 : slot - 1].arrive_if(index + i > work.begin && lane == 0);
+          pipeline.empty[slot == 0 ? stages.count - 1 : slot - 1].arrive_if(index + i > work.begin);
       }
       if (++slot == stages.count) slot = 0, phase++;
     }
@@ -178,7 +178,7 @@ gemm_4bit_wgmma(Arguments args, const __grid_constant__ Padding padding, const _
   if (threadIdx.x == 0) {
     for (int i = 0; i < MOST_STAGES; i++) {
       pipeline.full[i].init(2 * COPIERS + 1);
-      pipeline.empty[i].init(CONSUMERS / 32);
+      pipeline.empty[i].init(CONSUMERS);
     }
   }
   publish_barriers();
