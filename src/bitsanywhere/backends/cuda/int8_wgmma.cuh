@@ -109,7 +109,7 @@ struct Producer {
       pipeline.full[i].init(1);
       pipeline.empty[i].init(THREADS / 32);
     }
-    // Every thread arrives for itself: racecheck knows no other order.
+    // Every thread arrives for itself, an order that racecheck can follow.
     pipeline.staged.init(TEAM), pipeline.used.init(THREADS);
     publish_to_copies();
 #pragma unroll 1
