@@ -167,8 +167,8 @@ INLINE void finish_sums(int (&d)[SUMS], const Factors& factors, Stage stage) {
   for (int i = 0; i < SUMS; i++)
     d[i] = bits_of(int8_scaled(d[i], scale_a[i / 2 % 2], factors.scale_b[i / 4 * 8 + column + i % 2]));
   u32 count = factors.count;
-  // Or addresses of all columns' factors would be kept from here on, and registers are short.
-  asm volatile("" : "+r"(count), "+r"(row), "+r"(column));
+  // Or addresses of all columns' factors would be kept from here on, and registers are short then.
+  if (RESULT == FLOAT32) asm volatile("" : "+r"(column));
 #pragma unroll 1
   for (u32 start = 0; start < count; start += OUTLIERS) {
     if (start > 0) stage(start);
