@@ -85,3 +85,37 @@ def test_moving_forgets_the_old_tensors(layer):
     state = layer.weight.quant_state
     state.to("cpu")
     assert state.checked is None
+
+
+def test_setting_a_field_of_the_state_forgets_the_weight(layer):
+    state = layer.weight.quant_state
+    state.code = state.code
+    assert state.checked is None
+
+
+def test_states_that_share_their_outer_state_keep_what_they_know():
+    layers = [LinearNF4(K, N, bias=False).to("cpu") for _ in range(2)]
+    first, second = (each.weight.quant_state for each in layers)
+    second.state2, second.offset = first.state2, first.offset
+    x = torch.randn(3, K)
+    for layer in layers:
+        layer(x)
+    known = first.checked, second.checked
+    for layer in layers:
+        assert torch.allclose(layer(x), expected(layer, x), atol=1e-5)
+    assert first.checked is known[0]
+    assert second.checked is known[1]
+    first.state2.absmax = first.state2.absmax * 2
+    for layer in layers:
+        assert torch.allclose(layer(x), expected(layer, x), atol=1e-5)
+
+
+def test_a_weight_that_is_not_contiguous_any_more_is_noticed():
+    codes, state = F.quantize_4bit(torch.randn(N, K), quant_type="nf4")
+    weight = codes.view(N, K // 2)
+    x = torch.randn(3, K)
+    first = matmul_4bit(x, weight, state)
+    other = weight.t()
+    assert other.data_ptr() == weight.data_ptr()
+    assert not torch.equal(matmul_4bit(x, other, state), first)
+    assert torch.equal(matmul_4bit(x, weight, state), first)

@@ -22,10 +22,11 @@ ALLOWED = {
     "backends": {"errors", "formats", "targets", "ops", "version", "settings"},
     "checkpoint": {"errors", "formats"},
     "quant_state": {"errors", "formats", "ops", "checkpoint"},
-    "functional": {"errors", "formats", "ops", "checkpoint", "quant_state"},
+    "checked_weight": {"ops", "quant_state"},
+    "functional": {"errors", "formats", "ops", "checkpoint", "quant_state", "checked_weight"},
     "utils": {"errors", "checkpoint"},
     "autograd_int8": {"errors", "ops", "functional"},
-    "autograd": {"errors", "ops", "quant_state", "functional", "autograd_int8"},
+    "autograd": {"errors", "ops", "quant_state", "checked_weight", "functional", "autograd_int8"},
     "nn": FOUNDATION
     | {"utils", "optim", "ops", "checkpoint", "quant_state", "functional", "autograd"},
     "optim": FOUNDATION | {"ops", "functional", "quant_state"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -18,9 +17,8 @@ from bitsanywhere.autograd_int8 import (
     autocast,
     matmul,
 )
+from bitsanywhere.checked_weight import CheckedWeight
 from bitsanywhere.errors import InvalidArgumentError
-from bitsanywhere.ops.checks import FLOATS
-from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
 from bitsanywhere.ops.registry import is_transformed, is_watched
 from bitsanywhere.quant_state import QuantState
 
@@ -109,12 +107,12 @@ def _forward(
     with DisableTorchFunctionSubclass():
         known = quant_state.checked
         if known is not None:
-            result = known.multiply(A, B, bias, quant_state)
+            result = known.multiply(A, B, bias)
             if result is not None:
                 return result
         result = _product(A, B, quant_state, bias)
         if A.dtype != torch.float64:
-            quant_state.checked = CheckedWeight.of(B, quant_state)
+            quant_state.checked = CheckedWeight.by_gemm(B, quant_state)
         return result
 
 
@@ -128,74 +126,6 @@ def _product(
     absmax, *nested = quant_state.gemm_statistics()
     fixed = (quant_state.blocksize, quant_state.quant_type)
     return ops.gemm_4bit(A, B, quant_state.shape, absmax, *fixed, bias, *nested)
-
-
-class CheckedWeight:
-    """A weight that gemm_4bit took once: checking it takes longer than launching the kernel."""
-
-    __slots__ = ("_blocksize", "_numel", "_product", "_quant_type", "_shape", "_statistics")
-
-    @classmethod
-    def of(cls, B: torch.Tensor, state: QuantState) -> CheckedWeight | None:
-        """What is to be known of B, whose product with something was computed; None: too rare."""
-        outer = state.state2
-        if outer is not None and outer.blocksize != NESTED_BLOCKSIZE:
-            return None
-        self = cls()
-        self._statistics = absmax, *nested = state.gemm_statistics()
-        self._numel, self._shape = B.numel(), state.shape
-        self._blocksize, self._quant_type = state.blocksize, state.quant_type
-        tensors = [tensor for tensor in (B, *self._statistics) if tensor is not None]
-        if not all(x.is_contiguous() and not x.is_meta for x in tensors):
-            return None
-        fixed = B, state.shape, absmax, state.blocksize, state.quant_type, *nested
-        self._product = ops.gemm_4bit.bind(B.device, *fixed) or self._trusting(B)
-        return self
-
-    def multiply(
-        self, A: torch.Tensor, B: torch.Tensor, bias: torch.Tensor | None, state: QuantState
-    ) -> torch.Tensor | None:
-        """The product, or None unless B and the state are surely as they were, A and bias right."""
-        absmax, absmax_8bit, code, offset = self._statistics
-        outer = state.state2
-        if outer is None:
-            same = absmax is state.absmax
-        else:
-            same = (
-                absmax_8bit is state.absmax
-                and absmax is outer.absmax
-                and code is outer.code
-                and offset is state.offset
-            )
-        if (
-            same
-            and self._numel == B.numel()
-            and B.is_contiguous()
-            and self._shape is state.shape
-            and self._blocksize == state.blocksize
-            and self._quant_type == state.quant_type
-        ):
-            return self._product(A, B, bias)
-        return None
-
-    def _trusting(self, B: torch.Tensor) -> Callable[..., torch.Tensor | None]:
-        """The op without its checks, after those of A and bias, for as long as B stays there."""
-        device, address = B.device, B.data_ptr()
-        absmax, *nested = self._statistics
-        shape, blocksize, quant_type = self._shape, self._blocksize, self._quant_type
-
-        def product(A, B, bias):
-            if A.dtype not in FLOATS or A.device != device or A.shape[-1:] != shape[1:]:
-                return None
-            if B.data_ptr() != address:
-                return None
-            if bias is not None and (
-                bias.dtype != A.dtype or bias.numel() != shape[0] or bias.device != device
-            ):
-                return None
-            return ops.gemm_4bit.trusted(A, B, shape, absmax, blocksize, quant_type, bias, *nested)
-
-        return product
 
 
 def input_gradient(

@@ -39,6 +39,8 @@ class QuantState:
     quant_type: Any
     offset: Any
     state2: Any
+    checked: Any
+    checked_by_gemv: Any
 
     def __init__(
         self,
@@ -60,8 +62,13 @@ class QuantState:
         self.offset = offset
         self.state2 = state2
         self.nested = state2 is not None
-        # What `autograd.matmul_4bit` knows of a weight with this state.
-        self.checked: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("checked", "checked_by_gemv"):
+            # What gemm_4bit and gemv_4bit know of a weight with this state: see CheckedWeight.
+            object.__setattr__(self, "checked", None)
+            object.__setattr__(self, "checked_by_gemv", None)
+        object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("bitsandbytes__"):
@@ -134,7 +141,6 @@ class QuantState:
 
     def to(self, device) -> None:
         """Moves all tensors to ``device``, in place."""
-        self.checked = None
         self.code = self.code.to(device)
         self.absmax = self.absmax.to(device)
         if self.state2 is not None:

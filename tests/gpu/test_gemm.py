@@ -89,10 +89,39 @@ def test_gemv_with_any_codebook(m, dtype):
     x, codes, state, _ = operands(case)
     code = torch.randn(16, device="cuda")
     out = ops.gemv_4bit(x, codes, state.shape, state.absmax, code, 64)
+    weight = looked_up(codes, code, state.absmax).view(130, 96)
+    assert error(out, x.double() @ weight.t()) < case.tolerance
+
+
+def looked_up(codes: torch.Tensor, code: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
     pairs = codes.flatten()
-    weight = code[torch.stack((pairs >> 4, pairs & 15), 1).flatten().int()].double()
-    weight = weight * state.absmax.repeat_interleave(64).double()
-    assert error(out, x.double() @ weight.view(130, 96).t()) < case.tolerance
+    values = code[torch.stack((pairs >> 4, pairs & 15), 1).flatten().int()].double()
+    return values * absmax.repeat_interleave(64).double()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_second_gemv_takes_what_the_state_says_then(nested):
+    case = Gemm(1, 130, 96, torch.float16, nested=nested)
+    x, codes, state, _ = operands(case)
+    changes = (
+        lambda: None,
+        lambda: codes.bitwise_not_(),
+        lambda: state.code.mul_(-2),
+        lambda: setattr(state, "code", state.code.flip(0)),
+        lambda: setattr(state.code, "data", state.code.flip(0) / 2),
+        lambda: setattr(state.state2 or state, "absmax", (state.state2 or state).absmax * 3),
+    )
+    assert state.checked_by_gemv is None
+    for change in changes:
+        change()
+        for _ in range(2):
+            out = F.gemv_4bit(x, codes, state=state)
+            weight = looked_up(codes, state.code, state.unnested_absmax()).view(130, 96)
+            assert error(out, x.double() @ weight.t()) < case.tolerance
+            assert state.checked_by_gemv is not None
+    given = torch.empty_like(out)
+    assert F.gemv_4bit(x, codes, given, state=state) is given
+    assert torch.equal(given, out)
 
 
 def test_batched_strided_and_empty_inputs():

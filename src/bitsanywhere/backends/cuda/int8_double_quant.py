@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from bitsanywhere.backends.cuda import int8_vectorwise_quant
-from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
+from bitsanywhere.backends.cuda.jit import Bound, KernelSource, current_stream, get_kernel
 from bitsanywhere.backends.cuda.parameters import DTYPES, aligned
 from bitsanywhere.ops.int8_double_quant import Quantized
 from bitsanywhere.ops.int8_vectorwise_quant import rounded_threshold, row_count
@@ -40,7 +39,7 @@ def source(dtype: torch.dtype, entry: str) -> KernelSource:
 
 
 @lru_cache(maxsize=4096)
-def _launchers(index: int, m: int, k: int, dtype: torch.dtype) -> list[Callable[..., None]]:
+def _bound(index: int, m: int, k: int, dtype: torch.dtype) -> list[Bound]:
     target = Target.of(torch.device("cuda", index))
     kernels = [get_kernel(source(dtype, entry), target, index) for entry in _ENTRIES]
     grid = choose(m, k, target)
@@ -57,11 +56,12 @@ def run(A: torch.Tensor, threshold: float = 0.0) -> Quantized:
     if A.numel():
         index, address = A.get_device(), A.data_ptr()
         limit = rounded_threshold(threshold, A.dtype) if threshold > 0 else math.nan
-        for launch in _launchers(index, m, k, A.dtype):
-            launch(
-                current_stream(index), address, by_column.data_ptr(), col_stats.data_ptr(), m, k,
-                limit, aligned(address, k * A.element_size()),
+        for kernel in _bound(index, m, k, A.dtype):
+            packed = kernel.pack(
+                address, by_column.data_ptr(), col_stats.data_ptr(), m, k, limit,
+                aligned(address, k * A.element_size()),
             )  # fmt: skip
+            kernel.launch(current_stream(index), packed)
     return by_row, by_column, row_stats, col_stats, columns
 
 

@@ -18,7 +18,7 @@ from bitsanywhere.backends.cuda.int8_gemm_config import (
     dequant_grid,
     every_config,
 )
-from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
+from bitsanywhere.backends.cuda.jit import Bound, KernelSource, current_stream, get_kernel
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.targets import Target
 
@@ -83,7 +83,7 @@ def sources(target: Target) -> list[KernelSource]:
 @lru_cache(maxsize=4096)
 def _plan(
     index: int, m: int, n: int, k: int, dtype: torch.dtype, aligned: bool, overlap: bool
-) -> tuple[Callable[..., None] | None, tuple[int, int] | None]:
+) -> tuple[Bound | None, tuple[int, int] | None]:
     """The kernel, None for torch's own product; and rows that it copies at once, if it does so."""
     target = Target.of(torch.device("cuda", index))
     config = choose(m, n, k, target, aligned)
@@ -92,13 +92,13 @@ def _plan(
     kernel = get_kernel(config.source(dtype), target, index)
     grid, threads = (config.grid,), config.threads
     if isinstance(config, WgmmaConfig):
-        launch = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap)
-        return launch, (config.tile_m, config.tile_n)
+        bound = kernel.bind(grid, threads, config.dynamic_bytes, _WITH_MAPS, overlap)
+        return bound, (config.tile_m, config.tile_n)
     return kernel.bind(grid, threads, 0, _ARGUMENTS, overlap), None
 
 
 @lru_cache(maxsize=4096)
-def _dequant(index: int, m: int, n: int) -> Callable[..., None]:
+def _dequant(index: int, m: int, n: int) -> Bound:
     kernel = get_kernel(DEQUANT, Target.of(torch.device("cuda", index)), index)
     return kernel.bind((dequant_grid(m, n),), _DEQUANT_THREADS, 0, _ARGUMENTS)
 
@@ -123,8 +123,8 @@ def multiply(
     m = out.numel() // n
     index, weights = B.get_device(), B.data_ptr()
     address, stride, _ = codes
-    launch, boxes = _plan(index, m, n, k, out.dtype, (address | weights) % 16 == 0, overlap)
-    if launch is None:
+    kernel, boxes = _plan(index, m, n, k, out.dtype, (address | weights) % 16 == 0, overlap)
+    if kernel is None:
         _multiply_library(codes, B, out, scales, outliers)
         return
     maps = ()
@@ -133,10 +133,11 @@ def multiply(
             tensor_map(address, m, k, stride, boxes[0]),
             tensor_map(weights, n, k, k, boxes[1]),
         )
-    launch(
-        current_stream(index), address, weights, 0, *scales, out.data_ptr(), *outliers[:4],
-        m, n, k, stride, *outliers[4:], RESULTS[out.dtype], *maps,
+    packed = kernel.pack(
+        address, weights, 0, *scales, out.data_ptr(), *outliers[:4], m, n, k, stride,
+        *outliers[4:], RESULTS[out.dtype], *maps,
     )  # fmt: skip
+    kernel.launch(current_stream(index), packed)
 
 
 def _multiply_library(
@@ -170,7 +171,9 @@ def dequantize(
     m = sums.numel() // n
     index = sums.get_device()
     address, stride = (codes.address, codes.stride) if codes is not None else (0, 0)
-    _dequant(index, m, n)(
-        current_stream(index), address, weights, sums.data_ptr(), *scales, out.data_ptr(),
-        *outliers[:4], m, n, k, stride, *outliers[4:], RESULTS[out.dtype],
+    kernel = _dequant(index, m, n)
+    packed = kernel.pack(
+        address, weights, sums.data_ptr(), *scales, out.data_ptr(), *outliers[:4], m, n, k, stride,
+        *outliers[4:], RESULTS[out.dtype],
     )  # fmt: skip
+    kernel.launch(current_stream(index), packed)

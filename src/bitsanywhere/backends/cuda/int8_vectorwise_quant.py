@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
-from bitsanywhere.backends.cuda.jit import KernelSource, current_stream, get_kernel
+from bitsanywhere.backends.cuda.jit import Bound, KernelSource, current_stream, get_kernel
 from bitsanywhere.backends.cuda.parameters import DTYPES
 from bitsanywhere.ops.int8_vectorwise_quant import Quantized, rounded_threshold, row_count
 from bitsanywhere.ops.registry import Kernel
@@ -68,7 +67,7 @@ def sources(target: Target) -> list[KernelSource]:
 
 
 @lru_cache(maxsize=4096)
-def _launcher(index: int, m: int, k: int, dtype: torch.dtype, aligned: bool) -> Callable[..., None]:
+def _bound(index: int, m: int, k: int, dtype: torch.dtype, aligned: bool) -> Bound:
     target = Target.of(torch.device("cuda", index))
     config = choose(m, k, aligned and k % 8 == 0, target)
     kernel = get_kernel(config.source(dtype), target, index)
@@ -97,9 +96,9 @@ def quantize(
     index, dtype, address = rows.get_device(), rows.dtype, rows.data_ptr()
     limit = rounded_threshold(threshold, dtype) if mask else math.nan
     aligned = (address | k * rows.element_size()) % 16 == 0
-    _launcher(index, m, k, dtype, aligned)(
-        current_stream(index), address, codes, scales, mask, m, k, stride, stride, limit, aligned
-    )
+    kernel = _bound(index, m, k, dtype, aligned)
+    packed = kernel.pack(address, codes, scales, mask, m, k, stride, stride, limit, aligned)
+    kernel.launch(current_stream(index), packed)
 
 
 def run(A: torch.Tensor, threshold: float = 0.0) -> Quantized:

@@ -75,7 +75,7 @@ class Update:
         kernel, most = _plan(self._index, rule, p[0].dtype)
         self._tables = Tables(rule, p, state1, state2)
         grids = [grid_size(-(-blocks // (THREADS // 32)), most) for blocks in self._tables.blocks]
-        self._launches = [kernel.bind((grid,), THREADS, 0, kernel.layout) for grid in grids]
+        self._kernels = [kernel.bind((grid,), THREADS, 0, kernel.layout) for grid in grids]
 
     def __call__(self, g: Sequence[int], *numbers: float) -> None:
         settings = packed_settings(self._name, Settings(*numbers))  # type: ignore[arg-type]
@@ -91,8 +91,8 @@ class Update:
             allowed: the largest norm.
         """
         stream, tables = current_stream(self._index), self._tables
-        for launch, table, blocks in zip(self._launches, tables.fill(g), tables.blocks):
-            launch(stream, table, settings, unorm, allowed, blocks)
+        for (pack, launch), table, blocks in zip(self._kernels, tables.fill(g), tables.blocks):
+            launch(stream, pack(table, settings, unorm, allowed, blocks))
 
 
 def bind(device: torch.device, optimizer_name: str, *tensors: Tensors) -> Update:

@@ -116,7 +116,7 @@ class Update:
             grid_size(-(-blocks // (config.threads // 32)), config.blocks)
             for blocks in self._tables.blocks
         ]
-        self._launches = [
+        self._kernels = [
             kernel.bind((grid,), config.threads, config.shared_memory, kernel.layout)
             for grid in grids
         ]
@@ -128,8 +128,8 @@ class Update:
         stream = current_stream(self._index)
         maps = qmap1.data_ptr(), 0 if qmap2 is None else qmap2.data_ptr()
         tables = self._tables
-        for launch, table, blocks in zip(self._launches, tables.fill(g), tables.blocks):
-            launch(stream, table, settings, *maps, blocks)
+        for (pack, launch), table, blocks in zip(self._kernels, tables.fill(g), tables.blocks):
+            launch(stream, pack(table, settings, *maps, blocks))
 
 
 def bind(device: torch.device, optimizer_name: str, *tensors: Tensors) -> Update:

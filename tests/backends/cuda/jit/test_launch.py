@@ -81,9 +81,9 @@ def test_a_bound_kernel_launches_alike(fake_driver):
     image = Image("k", "sm_87", "<24s", b"image")
     driver = fake_driver(codes=[0, 400])
     kernel = LoadedKernel(image, 1, "test", driver)
-    launch_it = kernel.bind((3, 2), 128, 1024, "<QqiI")
-    launch_it(0xDEADBEEF0, 1 << 63, -1, -2, 7)
-    launch_it(0, 1 << 63, -1, -2, 7)
+    bound = kernel.bind((3, 2), 128, 1024, "<QqiI")
+    for stream in (0xDEADBEEF0, 0):
+        bound.launch(stream, bound.pack(1 << 63, -1, -2, 7))
     packed = struct.pack("<QqiI", 1 << 63, -1, -2, 7)
     first = ((3, 2, 1, 128, 1, 1), 1024, 0xDEADBEEF0, packed)
     again = (*first[:2], 0, packed)
@@ -97,9 +97,9 @@ def test_a_bound_kernel_launches_alike(fake_driver):
 def test_a_kernel_overlaps_where_chip_and_code_can(fake_driver, capability, arch):
     image = Image("k", arch, "<24s", b"image")
     driver = fake_driver(capability=capability, codes=[0, 0, 400])
-    launch_it = LoadedKernel(image, 1, "test", driver).bind((3, 2), 128, 1024, "<QqiI", True)
+    bound = LoadedKernel(image, 1, "test", driver).bind((3, 2), 128, 1024, "<QqiI", True)
     for stream in (0xDEADBEEF0, 0, 0):
-        launch_it(stream, 1 << 63, -1, -2, 7)
+        bound.launch(stream, bound.pack(1 << 63, -1, -2, 7))
     packed = struct.pack("<QqiI", 1 << 63, -1, -2, 7)
     launches = [((3, 2, 1, 128, 1, 1), 1024, stream, packed) for stream in (0xDEADBEEF0, 0, 0, 0)]
     assert driver.launches == launches

@@ -2,6 +2,7 @@
 
 from bitsanywhere.backends.cuda.jit.driver import DriverError
 from bitsanywhere.backends.cuda.jit.launch import (
+    Bound,
     LoadedKernel,
     compile_many,
     current_stream,
@@ -11,6 +12,7 @@ from bitsanywhere.backends.cuda.jit.nvrtc import CompilationError
 from bitsanywhere.backends.cuda.jit.source import KernelSource
 
 __all__ = [
+    "Bound",
     "CompilationError",
     "DriverError",
     "KernelSource",
