@@ -220,30 +220,34 @@ def line(row: dict[str, Any]) -> str:
 def eager_overhead() -> dict[str, float]:
     """Microseconds of host time of one 4-bit linear on a tiny shape, without waiting.
 
-    Beside it, what torch takes for a dense layer and for one kernel without any Python, since that
-    differs several times over from host to host.
+    As a layer with nested statistics, and as the two functions with plain ones. Beside it, what
+    torch takes for a dense layer and for one kernel without any Python: hosts differ several times
+    over, and some of them from second to second, so that all take turns.
     """
-    result = {}
     x = torch.randn(1, 64, device="cuda", dtype=torch.bfloat16)
-    layers: dict[str, Callable[[torch.Tensor], Any]] = {
-        name: module.nn.LinearNF4(64, 64, bias=False, compute_dtype=torch.bfloat16).cuda()
-        for name, module in libraries().items()
-    }
-    layers["torch nn.Linear bfloat16"] = torch.nn.Linear(64, 64, bias=False).bfloat16().cuda()
-    layers["torch add_"] = lambda x: x.add_(1)
-    for name, layer in layers.items():
-        with torch.no_grad():
+    calls: dict[str, Callable[[], Any]] = {}
+    settings = {"bias": False, "compute_dtype": torch.bfloat16}
+    for name, module in libraries().items():
+        layer = module.nn.LinearNF4(64, 64, **settings).cuda()
+        plain = module.nn.LinearNF4(64, 64, compress_statistics=False, **settings).cuda().weight
+        codes, state = plain.t(), plain.quant_state
+        calls[name] = partial(layer, x)
+        calls[f"{name} matmul_4bit"] = partial(module.matmul_4bit, x, codes, quant_state=state)
+        calls[f"{name} gemv_4bit"] = partial(module.functional.gemv_4bit, x, codes, state=state)
+    calls["torch nn.Linear bfloat16"] = partial(torch.nn.Linear(64, 64, bias=False).to(x), x)
+    calls["torch add_"] = partial(x.add_, 0)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for call in calls.values():
             for _ in range(200):
-                layer(x)
-            taken = []
-            for _ in range(20):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(100):
-                    layer(x)
-                taken.append((time.perf_counter() - start) / 100 * 1e6)
-        result[name] = statistics.median(taken)
-    return result
+                call()
+        for name, call in list(calls.items()) * 20:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(100):
+                call()
+            taken[name].append((time.perf_counter() - start) / 100 * 1e6)
+    return {name: statistics.median(each) for name, each in taken.items()}
 
 
 FIRST_USE = """
