@@ -64,13 +64,17 @@ def test_gemm_against_float64(case):
 
 
 # Of most weights the last rows are fewer than a tile's, whichever tile an H200 is given. From 20
-# batch rows on every kernel of gemm_4bit_wgmma.cuh is run (test_gemm_4bit_config.py).
+# batch rows on every kernel of gemm_4bit_wgmma.cuh is run, and below every one of gemm_4bit.cuh for
+# chunks of 64 (test_gemm_4bit_config.py).
 LARGE = [
     *((m, 4096, 4096) for m in (1, 8, 16, 64, 128, 512)),
     *((m, n, k) for m in (1, 8, 16) for n, k in ((10999, 4096), (4090, 11008))),
     *((m, 10998, 4096) for m in (20, 40, 100, 200, 384, 512)),
     (700, 4090, 4096), (30, 28600, 1024), (60, 28600, 1024), (250, 4090, 1024),
     *((m, 1738, 4128) for m in (20, 40, 100, 700)),
+    # Nested scales are given tiles of their own where those come out even.
+    *((m, 14330, 4096) for m in (1, 5, 16)), *((m, 28600, 8192) for m in (1, 8, 16)),
+    (16, 8190, 28672), (1, 8190, 8192), *((m, 5100, 5120) for m in (5, 16)),
 ]  # fmt: skip
 
 

@@ -28,7 +28,8 @@ SHAPES = [
     for n, k in (
         (1, 32), (16, 64), (100, 999), (512, 1000), (999, 4096), (4096, 4096), (4096, 4128),
         (4096, 11008), (11008, 4096), (6144, 4096), (8448, 4096), (16896, 4096), (28672, 8192),
-        (28672, 8224), (4480, 32768), (152064, 8192),
+        (28672, 8224), (4480, 32768), (152064, 8192), (5120, 5120), (8192, 28672), (14336, 4096),
+        (12288, 4096), (10240, 8192),
     )
 ]  # fmt: skip
 
@@ -75,21 +76,34 @@ def test_tensor_cores_wherever_they_can_serve():
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k", "tile", "blocks_a_tile"),
+    ("m", "n", "k", "nested", "tile", "blocks_a_tile"),
     [
-        (1, 4096, 4096, 32, 1),
-        (8, 4096, 4096, 128, 4),
-        (8, 4096, 11008, 64, 2),
-        (8, 11008, 4096, 96, 1),
-        (8, 14336, 4096, 128, 1),
-        (16, 28672, 8192, 224, 1),
+        (1, 4096, 4096, False, 32, 1),
+        (8, 4096, 4096, False, 128, 4),
+        (8, 4096, 11008, False, 64, 2),
+        (8, 11008, 4096, False, 96, 1),
+        (8, 14336, 4096, False, 128, 1),
+        (16, 28672, 8192, False, 224, 1),
+        (1, 28672, 8192, True, 112, 0.5),
+        (8, 28672, 8192, True, 224, 1),
+        (16, 14336, 4096, True, 112, 1),
+        (16, 16384, 16384, True, 256, 2),
+        (8, 12288, 4096, True, 96, 1),
     ],
 )
-def test_tiles_come_out_even_where_some_do(m, n, k, tile, blocks_a_tile):
-    config = choose(m, n, k, torch.bfloat16, 64, known("h100"))
+def test_tiles_come_out_even_where_some_do(m, n, k, nested, tile, blocks_a_tile):
+    config = choose(m, n, k, torch.bfloat16, 64, known("h100"), nested=nested)
     assert isinstance(config, TensorConfig)
     assert config.tile_n == tile
     assert config.grid == -(-n // tile) * blocks_a_tile
+
+
+@pytest.mark.parametrize(("n", "k", "tile"), [(10240, 8192, 128), (5120, 5120, 192)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_where_no_tiles_come_out_even_all_multiprocessors_share_them(n, k, tile, nested):
+    config = choose(1, n, k, torch.bfloat16, 64, known("h100"), nested=nested)
+    assert isinstance(config, TensorConfig)
+    assert (config.tile_n, config.grid) == (tile, 132)
 
 
 def test_even_tiles_are_not_exchanged_for_others():
@@ -120,10 +134,16 @@ def test_the_large_cases_on_a_gpu_run_every_product_of_hopper():
 
     def kernels(configs) -> set[KernelSource]:
         return {
-            config.source(torch.bfloat16) for config in configs if isinstance(config, WgmmaConfig)
+            config.source(torch.bfloat16)
+            for config in configs
+            if isinstance(config, WgmmaConfig)
+            or (isinstance(config, TensorConfig) and config.chunk == 64)
         }
 
-    run = kernels(choose(*shape, torch.bfloat16, 64, target) for shape in LARGE)
+    run = kernels(
+        choose(*shape, torch.bfloat16, 64, target, nested=nested)
+        for shape, nested in product(LARGE, (False, True))
+    )
     assert run == kernels(every_config(torch.bfloat16, target))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple, TypeVar
@@ -59,7 +60,7 @@ def every_config(dtype: torch.dtype, target: Target) -> list[KernelConfig]:
         (m, n, k)
         for m in (1, 8, 16, 32, 64, 128, 256)
         for n in (4096, 32768, *(rows * target.sm_count for rows in (32, 64, 96, 128, 224)))
-        for k in (4096, 4128, 8192, 8224, 11008, 32768, 1000, 999)
+        for k in (64, 4096, 4128, 8192, 8224, 11008, 32768, 1000, 999)
     ]
     configs = [
         choose(*shape, dtype, 64, target, nested=nested)
@@ -153,20 +154,19 @@ def _tensor_config(
 ) -> TensorConfig:
     """The first wish that fits the chip's shared memory, with as many stages as do.
 
-    For few batch rows some tiles are preferred if they come out even, and others taken if those of
-    that wish do not: on an H200 up to a fifth faster than shares that begin and end anywhere.
+    For few batch rows others are taken if they come out even: on an H200 up to a fifth faster than
+    shares that begin and end anywhere.
     """
     m_tiles = 1 if m <= 8 else 2 if m <= 16 and chunk == 64 else 4 if m <= 32 or chunk == 32 else 8
     base = TensorConfig(
         m_tiles=m_tiles, row_tiles=1, warps=8, warps_k=1, producers=4, chunk=chunk,
         batch_rows=1 if m == 1 else 8 * m_tiles, step_k=256, stages=8, table_stride=128, grid=1,
     )  # fmt: skip
-    early: list[Wish] = []
-    wishes: list[Wish] = []
-    late: list[Wish] = []
+    few = _Wishes()
     # Chunks of 32 are rare, and not worth kernels of their own for each shape.
     if m_tiles <= 2 and chunk == 64 and target.shared_memory >= 160 * 1024:
-        early, wishes, late = _few_rows(m, n * k, nested)
+        few = _few_rows(m, n * k, nested, target.shared_memory >= 200 * 1024)
+    wishes = list(few.wishes)
     if m_tiles == 1:
         wishes += [{"step_k": 512, "warps_k": 2}]
     elif m_tiles == 4 and n * k >= 1 << 27 and chunk == 64:
@@ -184,38 +184,73 @@ def _tensor_config(
         {**small, "warps": 2, "step_k": 64, "table_stride": 64, "m_tiles": 4, "batch_rows": 32},
     ]
 
-    def fitting(wishes: list[Wish], stages: int) -> list[TensorConfig]:
+    def fitting(wishes: Sequence[Wish], stages: int) -> list[TensorConfig]:
         found = (_fitted(replace(base, **wish), target) for wish in wishes)
         return [config for config in found if config is not None and config.stages >= stages]
 
     first, *_ = fitting(wishes, stages=2)
-    for config in (*fitting(early, stages=3), first, *fitting(late, stages=3)):
-        grid = _even_grid(config, m, n, k, target.sm_count)
+    options = [(config, least) for wish, least in few.early for config in fitting([wish], 2)]
+    options += [(first, 0.8)]
+    options += [(config, least) for wish, least in few.late for config in fitting([wish], 3)]
+    for config, least in options:
+        grid = _even_grid(config, m, n, k, target.sm_count, least)
         if grid is not None:
             return replace(config, grid=grid)
+    first, *_ = (*fitting(few.uneven, stages=3), first)
     return replace(first, grid=_grid(first, m, n, k, target.sm_count))
 
 
-def _few_rows(m: int, size: int, nested: bool) -> tuple[list[Wish], list[Wish], list[Wish]]:
-    """Wishes to try first if they come out even, wishes, and wishes if those do not come out even.
+class _Wishes(NamedTuple):
+    """Tiles for few batch rows.
+
+    Attributes:
+        early: to try first, each with the part of the blocks that must be busy for it.
+        wishes: to try next.
+        late: as `early`, if `wishes` do not come out even.
+        uneven: if nothing does.
+    """
+
+    early: Sequence[tuple[Wish, float]] = ()
+    wishes: Sequence[Wish] = ()
+    late: Sequence[tuple[Wish, float]] = ()
+    uneven: Sequence[Wish] = ()
+
+
+def _few_rows(m: int, size: int, nested: bool, roomy: bool) -> _Wishes:
+    """Tiles for up to 16 batch rows.
 
     Args:
         size: elements of the weight.
+        roomy: the chip has as much shared memory as an H100; others were not measured.
     """
     large, huge = size >= 1 << 25, size >= 1 << 27
     tall = {"row_tiles": 2, "warps": 4, "warps_k": 2, "table_stride": 256}
+    taller = tall | {"row_tiles": 3}
+    # Activations, and what nested scales are made of, are read once for more weights.
+    tallest = tall | {"row_tiles": 7, "warps": 2}
+    narrow = {"row_tiles": 7, "warps": 1, "warps_k": 4, "step_k": 512}
     thin = tall | {"warps": 2, "warps_k": 4, "step_k": 512}
+    early: list[tuple[Wish, float]] = []
+    if roomy and huge and (m > 8 or (m > 4 and nested)):
+        early = [(tallest, 0.95)]
+        if m > 8 and nested:
+            early += [(tall | {"row_tiles": 4}, 0.95)]
+    elif roomy and large and nested:
+        early = [(narrow, 0.95)]
+    elif m == 1 and not large and not nested:
+        early = [(thin | {"row_tiles": 1}, 0.8)]
+    late = [(thin | {"row_tiles": 3}, 0.84), (thin, 0.84)]
+    if huge:
+        late = []
+    elif m > 8 and nested:
+        late = late[:1]
+    uneven = [] if large else [taller]
     if m > 8:
-        if huge:
-            # Activations are read once for more weights.
-            tallest = tall | {"row_tiles": 7, "warps": 2, "producers": 2}
-            return [tallest], [tall | {"row_tiles": 3}], []
-        return [], [tall], [thin | {"row_tiles": 3}] + [thin] * (not nested)
+        return _Wishes(early, [taller if huge else tall], late, uneven)
     if large:
         # Nested scales keep more producers busy.
         tall |= {"step_k": 512, "producers": 4 if nested else 2}
-    early = [thin | {"row_tiles": 1}] * (m == 1 and not large and not nested)
-    return early, [tall], [thin | {"row_tiles": 3}, thin] * (not huge)
+    return _Wishes(early, [tall], late, uneven)
 
 
 Staged = TypeVar("Staged", TensorConfig, WgmmaConfig)
@@ -235,16 +270,20 @@ def _tiles(config: TensorConfig | WgmmaConfig, m: int, n: int) -> int:
 
 
 def _even_grid(
-    config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int
+    config: TensorConfig | WgmmaConfig, m: int, n: int, k: int, blocks: int, least: float = 0.8
 ) -> int | None:
     """At most `blocks`, so many that a block has a tile of its own, that whole groups of blocks
-    share one, or that a block has several whole ones; None if that wastes too many blocks."""
+    share one, or that a block has several whole ones; None if that wastes too many blocks.
+
+    Args:
+        least: part of the blocks that must be busy where each has one tile.
+    """
     tiles, steps = _tiles(config, m, n), -(-k // config.step_k)
     sharers, rounds = blocks // tiles, -(-tiles // blocks)
     if (
         sharers
         and steps % sharers == 0
-        and tiles * sharers >= (0.8 if sharers == 1 else 0.84) * blocks
+        and tiles * sharers >= (least if sharers == 1 else 0.84) * blocks
     ):
         return tiles * sharers
     if tiles % rounds == 0 and tiles // rounds >= 0.95 * blocks:
