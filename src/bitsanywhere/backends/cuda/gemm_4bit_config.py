@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple, TypeVar
@@ -184,11 +184,11 @@ def _tensor_config(
         {**small, "warps": 2, "step_k": 64, "table_stride": 64, "m_tiles": 4, "batch_rows": 32},
     ]
 
-    def fitting(wishes: Sequence[Wish], stages: int) -> list[TensorConfig]:
+    def fitting(wishes: Sequence[Wish], stages: int) -> Iterator[TensorConfig]:
         found = (_fitted(replace(base, **wish), target) for wish in wishes)
-        return [config for config in found if config is not None and config.stages >= stages]
+        return (config for config in found if config is not None and config.stages >= stages)
 
-    first, *_ = fitting(wishes, stages=2)
+    first = next(fitting(wishes, stages=2))
     options = [(config, least) for wish, least in few.early for config in fitting([wish], 2)]
     options += [(first, 0.8)]
     options += [(config, least) for wish, least in few.late for config in fitting([wish], 3)]
@@ -196,7 +196,7 @@ def _tensor_config(
         grid = _even_grid(config, m, n, k, target.sm_count, least)
         if grid is not None:
             return replace(config, grid=grid)
-    first, *_ = (*fitting(few.uneven, stages=3), first)
+    first = next(fitting(few.uneven, stages=3), first)
     return replace(first, grid=_grid(first, m, n, k, target.sm_count))
 
 
@@ -258,11 +258,10 @@ Staged = TypeVar("Staged", TensorConfig, WgmmaConfig)
 
 def _fitted(config: Staged, target: Target) -> Staged | None:
     """The configuration with as many stages as the chip has memory for, if for two."""
-    for stages in range(8, 1, -1):
-        fitted = replace(config, stages=stages)
-        if fitted.shared_memory <= target.shared_memory:
-            return fitted
-    return None
+    fixed = replace(config, stages=0).shared_memory
+    stage = replace(config, stages=1).shared_memory - fixed
+    stages = min((target.shared_memory - fixed) // stage, 8)
+    return replace(config, stages=stages) if stages >= 2 else None
 
 
 def _tiles(config: TensorConfig | WgmmaConfig, m: int, n: int) -> int:
