@@ -231,11 +231,11 @@ def _few_rows(m: int, size: int, nested: bool, roomy: bool) -> _Wishes:
     narrow = {"row_tiles": 7, "warps": 1, "warps_k": 4, "step_k": 512}
     thin = tall | {"warps": 2, "warps_k": 4, "step_k": 512}
     early: list[tuple[Wish, float]] = []
-    if roomy and huge and (m > 8 or (m > 4 and nested)):
+    if roomy and huge and m > 8:
         early = [(tallest, 0.95)]
-        if m > 8 and nested:
+        if nested:
             early += [(tall | {"row_tiles": 4}, 0.95)]
-    elif roomy and large and nested:
+    elif roomy and large and nested and m <= 8:
         early = [(narrow, 0.95)]
     elif m == 1 and not large and not nested:
         early = [(thin | {"row_tiles": 1}, 0.8)]

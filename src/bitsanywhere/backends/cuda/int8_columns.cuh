@@ -1,6 +1,7 @@
 // Columns to int8 codes and one float32 scale a column (math: ops/int8_double_quant.py).
 //
-// A warp takes 256 neighbouring columns, eight a lane, of every row that comes to it.
+// A warp takes 256 neighbouring columns, eight a lane, of every row that comes to it. Two kernels: the
+// largest magnitudes, and (CODES) the codes.
 #include "int8_vector.cuh"
 
 #define WARPS 8
@@ -28,6 +29,7 @@ struct Place {
   }
 };
 
+#if !CODES
 extern "C" __global__ void __launch_bounds__(32 * WARPS) int8_column_absmax(Arguments args) {
   __shared__ u32 largest[WARP_COLUMNS];
   for (u32 i = threadIdx.x; i < WARP_COLUMNS; i += 32 * WARPS) largest[i] = 0;
@@ -47,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) int8_column_absmax(Argu
   i64 column = (i64)blockIdx.x * WARP_COLUMNS + threadIdx.x;
   if (column < args.k) atomicMax(args.scales + column, largest[threadIdx.x]);
 }
-
+#else
 extern "C" __global__ void __launch_bounds__(32 * WARPS) int8_column_codes(Arguments args) {
   Place place;
   float inverse[8];
@@ -65,3 +67,4 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) int8_column_codes(Argum
     store_codes(args.codes + m * args.k + place.column, words[0], words[1], args.k - place.column, args.k % 8 == 0);
   }
 }
+#endif

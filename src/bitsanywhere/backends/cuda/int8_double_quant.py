@@ -35,7 +35,8 @@ def sources(target: Target) -> list[KernelSource]:
 
 def source(dtype: torch.dtype, entry: str) -> KernelSource:
     """One of the two kernels, for a dtype of the rows."""
-    return KernelSource("int8_columns.cuh", entry, (("DTYPE", DTYPES[dtype]),))
+    defines = ("DTYPE", DTYPES[dtype]), ("CODES", _ENTRIES.index(entry))
+    return KernelSource("int8_columns.cuh", entry, defines)
 
 
 @lru_cache(maxsize=4096)
