@@ -14,17 +14,16 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from bitsanywhere.errors import InvalidArgumentError
 
 ARCH = re.compile(r"(sm|compute)_[1-9][0-9]{1,2}[af]?")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the environment asks of the compiler; `forced_arch` is None for the chip's own."""
 
     cache_dir: Path

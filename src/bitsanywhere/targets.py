@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitsanywhere.errors import InvalidArgumentError
 
@@ -25,8 +24,7 @@ _SHARED_MEMORY = {
 _LEAST_SHARED_MEMORY = 48 * _KIB
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A chip, as far as choosing a configuration goes.
 
     Attributes:
@@ -155,8 +153,7 @@ def for_arch(arch: str) -> tuple[Target, ...]:
     lower = [t for t in _KNOWN.values() if 10 * t.major + t.minor < number]
     nearest = max(lower, key=lambda t: 10 * t.major + t.minor, default=_KNOWN["t4"])
     return (
-        replace(
-            nearest,
+        nearest._replace(
             arch=arch,
             major=number // 10,
             minor=number % 10,

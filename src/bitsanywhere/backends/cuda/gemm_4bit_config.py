@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple, TypeVar
 
@@ -138,7 +137,7 @@ def _wgmma_config(m: int, n: int, k: int, chunk: int, target: Target) -> WgmmaCo
     batch, else of those of 128 and 256."""
     suitable = (4,) if m <= 32 else (8,) if m <= 64 else (16, 32)
     configs = [
-        (shape, replace(config, grid=_grid(config, m, n, k, target.sm_count)))
+        (shape, config._replace(grid=_grid(config, m, n, k, target.sm_count)))
         for shape, config in _wgmma_shapes(chunk, target)
         if shape.m_tiles in suitable
     ]
@@ -185,7 +184,7 @@ def _tensor_config(
     ]
 
     def fitting(wishes: Sequence[Wish], stages: int) -> Iterator[TensorConfig]:
-        found = (_fitted(replace(base, **wish), target) for wish in wishes)
+        found = (_fitted(base._replace(**wish), target) for wish in wishes)
         return (config for config in found if config is not None and config.stages >= stages)
 
     first = next(fitting(wishes, stages=2))
@@ -195,9 +194,9 @@ def _tensor_config(
     for config, least in options:
         grid = _even_grid(config, m, n, k, target.sm_count, least)
         if grid is not None:
-            return replace(config, grid=grid)
+            return config._replace(grid=grid)
     first = next(fitting(few.uneven, stages=3), first)
-    return replace(first, grid=_grid(first, m, n, k, target.sm_count))
+    return first._replace(grid=_grid(first, m, n, k, target.sm_count))
 
 
 class _Wishes(NamedTuple):
@@ -258,10 +257,10 @@ Staged = TypeVar("Staged", TensorConfig, WgmmaConfig)
 
 def _fitted(config: Staged, target: Target) -> Staged | None:
     """The configuration with as many stages as the chip has memory for, if for two."""
-    fixed = replace(config, stages=0).shared_memory
-    stage = replace(config, stages=1).shared_memory - fixed
+    fixed = config._replace(stages=0).shared_memory
+    stage = config._replace(stages=1).shared_memory - fixed
     stages = min((target.shared_memory - fixed) // stage, 8)
-    return replace(config, stages=stages) if stages >= 2 else None
+    return config._replace(stages=stages) if stages >= 2 else None
 
 
 def _tiles(config: TensorConfig | WgmmaConfig, m: int, n: int) -> int:

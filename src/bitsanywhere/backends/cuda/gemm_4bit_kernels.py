@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,7 +10,7 @@ from bitsanywhere.backends.cuda.jit import KernelSource
 from bitsanywhere.backends.cuda.parameters import DTYPES
 
 
-class _Pipelined(ABC):
+class _Pipelined:
     """What the kernels of loader.cuh and stream_k.cuh have in common; see their attributes."""
 
     m_tiles: int
@@ -25,9 +24,9 @@ class _Pipelined(ABC):
         return 8 * self.m_tiles
 
     @property
-    @abstractmethod
     def tile_n(self) -> int:
         """Weight rows of a block."""
+        raise NotImplementedError
 
     @property
     def scales_bytes(self) -> int:
@@ -36,9 +35,9 @@ class _Pipelined(ABC):
         return 4 * self.tile_n * (chunks + 4 if chunks > 4 else chunks)
 
     @property
-    @abstractmethod
     def stages_bytes(self) -> int:
         """Dynamic shared memory of a block."""
+        raise NotImplementedError
 
     @property
     def shared_memory(self) -> int:
@@ -51,8 +50,21 @@ class _Pipelined(ABC):
         return 2 * self.grid * self.tile_m * self.tile_n
 
 
-@dataclass(frozen=True)
-class TensorConfig(_Pipelined):
+class _TensorFields(NamedTuple):
+    m_tiles: int
+    row_tiles: int
+    warps: int
+    warps_k: int
+    producers: int
+    chunk: int
+    batch_rows: int
+    step_k: int
+    stages: int
+    table_stride: int
+    grid: int
+
+
+class TensorConfig(_TensorFields, _Pipelined):
     """gemm_4bit.cuh: tensor cores, weights decoded in the kernel.
 
     Attributes:
@@ -69,17 +81,7 @@ class TensorConfig(_Pipelined):
         grid: blocks in all.
     """
 
-    m_tiles: int
-    row_tiles: int
-    warps: int
-    warps_k: int
-    producers: int
-    chunk: int
-    batch_rows: int
-    step_k: int
-    stages: int
-    table_stride: int
-    grid: int
+    __slots__ = ()
 
     @property
     def tile_n(self) -> int:
@@ -119,8 +121,16 @@ class TensorConfig(_Pipelined):
         return KernelSource("gemm_4bit.cuh", "gemm_4bit", defines)
 
 
-@dataclass(frozen=True)
-class WgmmaConfig(_Pipelined):
+class _WgmmaFields(NamedTuple):
+    m_tiles: int
+    warpgroups: int
+    chunk: int
+    step_k: int
+    stages: int
+    grid: int
+
+
+class WgmmaConfig(_WgmmaFields, _Pipelined):
     """gemm_4bit_wgmma.cuh: Hopper's tensor cores, for larger batches.
 
     Attributes:
@@ -132,12 +142,7 @@ class WgmmaConfig(_Pipelined):
         grid: blocks in all.
     """
 
-    m_tiles: int
-    warpgroups: int
-    chunk: int
-    step_k: int
-    stages: int
-    grid: int
+    __slots__ = ()
 
     @property
     def tile_n(self) -> int:
@@ -169,8 +174,7 @@ class WgmmaConfig(_Pipelined):
         return KernelSource("gemm_4bit_wgmma.cuh", "gemm_4bit_wgmma", defines, specific=True)
 
 
-@dataclass(frozen=True)
-class GeneralConfig:
+class GeneralConfig(NamedTuple):
     """gemm_4bit_general.cuh: float32 arithmetic, any K.
 
     Attributes:
@@ -201,8 +205,7 @@ class GeneralConfig:
         return KernelSource("gemm_4bit_general.cuh", "gemm_4bit_general", defines)
 
 
-@dataclass(frozen=True)
-class DequantizeConfig:
+class DequantizeConfig(NamedTuple):
     """dequantize_4bit into a temporary tensor, then torch's own matrix product."""
 
 
