@@ -247,7 +247,6 @@ def gemv_4bit(
         raise InvalidArgumentError(
             "gemv_4bit: transposed_A or transposed_B is True", "Only False is supported."
         )
-    state.require_4bit("gemv_4bit")
     if is_watched() or type(A) is not torch.Tensor:
         return into(_gemv(A, B, state), out, "out")
     # Without this every attribute of a Params4bit takes a detour through Python.
@@ -257,11 +256,12 @@ def gemv_4bit(
         if result is None:
             result = _gemv(A, B, state)
             state.checked_by_gemv = CheckedWeight.by_gemv(B, state)
-    return into(result, out, "out")
+    return result if out is None else into(result, out, "out")
 
 
 def _gemv(A: torch.Tensor, B: torch.Tensor, state: QuantState) -> torch.Tensor:
     """`gemv_4bit` with every check."""
+    state.require_4bit("gemv_4bit")
     return ops.gemv_4bit(A, B, state.shape, state.unnested_absmax(), state.code, state.blocksize)
 
 
