@@ -251,6 +251,38 @@ def test_compile_fullgraph():
     assert error(gradient, x.grad.double()) < 2e-2
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["quantized", "loaded"])
+def test_a_layers_kernel_is_compiled_while_it_is_moved(tmp_path, loaded):
+    script = f"""
+import torch
+from bitsanywhere.backends.cuda.jit import loader
+from bitsanywhere.functional import dequantize_4bit
+from bitsanywhere.nn import LinearNF4, Params4bit
+layer = LinearNF4(2048, 512, bias=False, compute_dtype=torch.bfloat16)
+if {loaded}:
+    layer.to("cpu")
+    state = layer.weight.quant_state.as_dict(packed=True)
+    layer.weight = Params4bit.from_prequantized(layer.weight.data, state, module=layer)
+else:
+    layer.cuda()
+begun = [src.file for src, _ in loader._ahead]
+assert "gemm_4bit.cuh" in begun, begun
+x = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
+weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).double()
+out, wanted = layer(x).double(), x.double() @ weight.t()
+assert (out - wanted).norm() < 8e-3 * wanted.norm()
+assert set(loader._ahead) <= set(loader._kernels), loader._ahead
+print("right")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(BITSANYWHERE_CACHE_DIR=str(tmp_path / "cache")),
+    )
+    assert "right" in done.stdout, done.stderr
+
+
 def environment(**changes: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, **changes}

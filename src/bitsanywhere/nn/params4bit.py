@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 
+from bitsanywhere import ops
 from bitsanywhere.errors import InvalidArgumentError
 from bitsanywhere.functional import QuantState, quantize_4bit
 from bitsanywhere.ops.checks import check_packed
@@ -105,6 +106,7 @@ class Params4bit(torch.nn.Parameter):
         )
         if module is not None:
             module.quant_state = state
+        param._expect_products(param.device, state.shape, state.dtype)
         return param
 
     def cpu(self):
@@ -153,6 +155,7 @@ class Params4bit(torch.nn.Parameter):
     def _quantize(self, device: torch.device) -> "Params4bit":
         """Turns this parameter's data into codes on ``device``, in place; returns it."""
         weight = self.data.to(device)
+        self._expect_products(weight.device, weight.shape, weight.dtype)
         codes, self.quant_state = quantize_4bit(
             weight,
             blocksize=self.blocksize,
@@ -167,6 +170,16 @@ class Params4bit(torch.nn.Parameter):
         if self.module is not None:
             self.module.quant_state = self.quant_state
         return self
+
+    def _expect_products(self, device: torch.device, shape: torch.Size, dtype: torch.dtype) -> None:
+        """Lets a GPU's kernels for this weight be compiled while the rest of a model is loaded."""
+        if device.type != "cuda" or len(shape) != 2:
+            return
+        nested = self.compress_statistics
+        dtype = getattr(self.module, "compute_dtype", None) or dtype
+        ops.gemm_4bit.expect(device, shape, self.blocksize, nested, dtype)
+        if nested and not self.bnb_quantized:
+            ops.nest_absmax.expect(device)
 
     def _like(self, data: torch.Tensor, state: Optional[QuantState]) -> "Params4bit":
         """A parameter with ``data`` and ``state`` and all else as in this one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -41,11 +42,13 @@ class Kernel:
             ``.out`` overload also take the keyword ``out``.
         why_not: takes the same arguments; a reason if this call is not served, else None.
         bind: see `Op.bind`; only kernels that serve every checked call have it.
+        expect: see `Op.expect`.
     """
 
     run: Callable[..., Any]
     why_not: Callable[..., str | None]
     bind: Callable[..., Callable[..., Any]] | None = None
+    expect: Callable[..., None] | None = None
 
 
 class LazyKernels(Mapping[str, Kernel]):
@@ -137,6 +140,18 @@ class Op:
         """
         kernel = load_backend(device.type)[0].get(self.name)
         return None if kernel is None or kernel.bind is None else kernel.bind(device, *constants)
+
+    def expect(self, device: torch.device, *facts: Any) -> None:
+        """Lets a backend get ready, in the background, for a call that is likely to come.
+
+        gemm_4bit: with a weight of (shapeB, blocksize, nested) and a single row of A's dtype, the
+        fourth fact. nest_absmax: no facts.
+        """
+        kernel = load_backend(device.type)[0].get(self.name)
+        if kernel is not None and kernel.expect is not None:
+            # The call itself will log it.
+            with suppress(BackendUnavailable):
+                kernel.expect(device, *facts)
 
     def without_grad(self, *args: Any) -> Any:
         """The reference, which must not leave an autograd graph where kernels leave none."""

@@ -155,3 +155,20 @@ def test_another_thread_may_ask_for_other_rows_meanwhile(launches, weight):
     out = multiply(torch.ones(2, K, dtype=torch.float16), weight.codes, None)
     assert out.shape == (2, N)
     assert [fields[11] for *_, fields in launches] == [5, 2]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_expected_kernel_is_the_one_of_a_single_row(
+    launches, weight, monkeypatch, nested, dtype
+):
+    begun, device = [], weight.code.device
+    monkeypatch.setattr(gemm_4bit, "compile_ahead", lambda sources, index: begun.extend(sources))
+    gemm_4bit.expect.cache_clear()
+    for _ in range(2):
+        gemm_4bit.expect(device, (N, K), 64, nested, dtype)
+    gemm_4bit.expect(device, (0, K), 64, nested, dtype)
+    gemm_4bit.expect(device, (N, K), 64, nested, torch.float64)
+    statistics = weight.nested if nested else weight.plain
+    product(weight, *statistics)(torch.ones(1, K, dtype=dtype), weight.codes, None)
+    assert begun == [source for source, *_ in launches]

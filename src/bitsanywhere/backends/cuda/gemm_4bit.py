@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,13 @@ from bitsanywhere.backends.cuda.gemm_4bit_kernels import (
     GeneralConfig,
     WgmmaConfig,
 )
-from bitsanywhere.backends.cuda.jit import Bound, KernelSource, current_stream, get_kernel
+from bitsanywhere.backends.cuda.jit import (
+    Bound,
+    KernelSource,
+    compile_ahead,
+    current_stream,
+    get_kernel,
+)
 from bitsanywhere.backends.cuda.parameters import DTYPES, codebook, new_tensor
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.backends.cuda.workspace import workspace
@@ -277,4 +283,17 @@ def why_not(*args: object) -> str | None:
     return None
 
 
-KERNEL = Kernel(run=run, why_not=why_not, bind=bind)
+@cache
+def expect(
+    device: torch.device, shape: Sequence[int], blocksize: int, nested: bool, dtype: torch.dtype
+) -> None:
+    """Compiles the kernel for one row of `dtype` and such a weight, in the background."""
+    if dtype not in DTYPES or 0 in shape:
+        return
+    (n, k), target = shape, Target.of(device)
+    config = choose(1, n, k, dtype, blocksize, target, True, nested)
+    if not isinstance(config, DequantizeConfig):
+        compile_ahead([config.source(dtype)], device.index)
+
+
+KERNEL = Kernel(run=run, why_not=why_not, bind=bind, expect=expect)

@@ -7,7 +7,13 @@ from functools import cache
 import torch
 
 from bitsanywhere.backends.cuda import quantize_blockwise
-from bitsanywhere.backends.cuda.jit import KernelSource, LoadedKernel, compile_many, current_stream
+from bitsanywhere.backends.cuda.jit import (
+    KernelSource,
+    LoadedKernel,
+    compile_ahead,
+    compile_many,
+    current_stream,
+)
 from bitsanywhere.backends.cuda.parameters import aligned_copy, grid_size
 from bitsanywhere.backends.cuda.workspace import workspace
 from bitsanywhere.ops.gemm_4bit import NESTED_BLOCKSIZE
@@ -69,4 +75,10 @@ def why_not(*args: object) -> str | None:
     return None
 
 
-KERNEL = Kernel(run=run, why_not=why_not)
+@cache
+def expect(device: torch.device) -> None:
+    """Compiles what `run` needs, in the background."""
+    compile_ahead(sources(Target.of(device)), device.index)
+
+
+KERNEL = Kernel(run=run, why_not=why_not, expect=expect)

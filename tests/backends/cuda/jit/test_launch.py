@@ -1,4 +1,4 @@
-"""Loading and launching against a fake driver; the real one is asked in the GPU tests."""
+"""Launching by a fake driver; the real one is asked in the GPU tests."""
 
 from __future__ import annotations
 
@@ -8,39 +8,12 @@ import threading
 
 import pytest
 
-from bitsanywhere.backends.cuda.jit import compiler, launch
-from bitsanywhere.backends.cuda.jit.cache import DiskCache, Image
+from bitsanywhere.backends.cuda.jit.cache import Image
 from bitsanywhere.backends.cuda.jit.driver import DriverError, LaunchAttribute, LaunchConfig
-from bitsanywhere.backends.cuda.jit.launch import LoadedKernel, Loader
-from bitsanywhere.backends.cuda.jit.pack_builder import build
-from bitsanywhere.backends.cuda.jit.packs import install
-from bitsanywhere.errors import (
-    BackendUnavailable,
-    InvalidArgumentError,
-    UnsupportedDeviceError,
-)
-from bitsanywhere.targets import known
+from bitsanywhere.backends.cuda.jit.launch import LoadedKernel
+from bitsanywhere.errors import InvalidArgumentError
 
 IMAGE = Image("k", "sm_87", "<qif4x8s", b"image")
-
-
-@pytest.fixture(autouse=True)
-def no_kernels(monkeypatch):
-    monkeypatch.setattr(launch, "_kernels", {})
-
-
-@pytest.fixture
-def loader(tmp_path):
-    def make(driver, compiler=None, forced=None):
-        def find():
-            if compiler is None:
-                raise BackendUnavailable("No NVRTC is installed.")
-            return compiler
-
-        cache = DiskCache(tmp_path / "cache", 1 << 20)
-        return Loader(driver, find, cache, tmp_path / "packs", forced)
-
-    return make
 
 
 def test_arguments_arrive_packed(fake_driver):
@@ -163,111 +136,3 @@ def test_threads_do_not_share_argument_buffers(fake_driver):
     for thread in threads:
         thread.join()
     assert len(set(addresses)) == 4
-
-
-def test_the_second_process_compiles_nothing(fake_driver, loader, saxpy, newest_nvrtc, monkeypatch):
-    first = loader(fake_driver(), newest_nvrtc).load(saxpy, 0)
-    assert first.way == "NVRTC for sm_87"
-
-    def fail(*args, **kwargs):
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(compiler, "compile_source", fail)
-    second = loader(fake_driver(), newest_nvrtc).load(saxpy, 0)
-    assert second.image == first.image
-
-
-def test_the_second_process_does_not_load_nvrtc(tmp_path, newest_nvrtc, monkeypatch):
-    monkeypatch.setattr(launch.nvrtc, "_candidates", lambda major: [newest_nvrtc.path])
-    for loaded in (True, False):
-        cache = DiskCache(tmp_path / "cache", 1 << 20)
-        found = launch.find_nvrtc(cache, 13)
-        assert found.version == newest_nvrtc.version
-        assert ("_library" in vars(found)) is loaded
-
-
-def test_a_later_chip_gets_ptx(fake_driver, loader, saxpy, nvrtc_12_6):
-    driver = fake_driver(capability=(12, 1))
-    kernel = loader(driver, nvrtc_12_6).load(saxpy, 0)
-    assert kernel.way == "NVRTC for compute_90, finished by the driver"
-    assert b".target sm_90" in driver.loaded[0][0]
-
-
-def test_a_forced_architecture_is_used_on_any_chip(fake_driver, loader, saxpy, newest_nvrtc):
-    driver = fake_driver(capability=(9, 0))
-    loader(driver, newest_nvrtc, "compute_87").load(saxpy, 0)
-    assert b".target sm_87" in driver.loaded[0][0]
-
-
-def test_without_nvrtc_a_pack_serves(fake_driver, loader, saxpy, newest_nvrtc, tmp_path):
-    build(["sm_86", "sm_87"], tmp_path / "new", lambda target: [saxpy], newest_nvrtc, False)
-    install(tmp_path / "new", tmp_path / "packs")
-    driver = fake_driver()
-    kernel = loader(driver).load(saxpy, 0)
-    assert kernel.way == "kernel pack for sm_87"
-    assert kernel.image.parameters == "<qqqqf"
-    assert driver.loaded[0][1:] == ("saxpy", 0)
-
-
-def test_a_pack_of_other_sources_does_not(fake_driver, loader, saxpy, fill, newest_nvrtc, tmp_path):
-    build(["sm_87"], tmp_path / "new", lambda target: [fill], newest_nvrtc, False)
-    install(tmp_path / "new", tmp_path / "packs")
-    with pytest.raises(UnsupportedDeviceError, match="do not hold this kernel"):
-        loader(fake_driver()).load(saxpy, 0)
-
-
-def test_code_that_the_driver_refuses_gives_way_to_a_pack(
-    fake_driver, loader, saxpy, newest_nvrtc, nvrtc_12_6, tmp_path
-):
-    build(["sm_87"], tmp_path / "new", lambda target: [saxpy], nvrtc_12_6, False)
-    install(tmp_path / "new", tmp_path / "packs")
-    packed = next((tmp_path / "new").glob("sm_87/*")).read_bytes()
-    driver = fake_driver(refuse=lambda image: image != packed)
-    assert loader(driver, newest_nvrtc).load(saxpy, 0).way == "kernel pack for sm_87"
-
-
-def test_one_error_says_all_and_nothing_is_launched(fake_driver, loader, saxpy, newest_nvrtc):
-    driver = fake_driver(refuse=lambda image: True)
-    with pytest.raises(UnsupportedDeviceError) as info:
-        loader(driver, newest_nvrtc).load(saxpy, 0)
-    text = str(info.value)
-    for part in (
-        "saxpy",
-        "Orin",
-        "8.7",
-        "CUDA 12.6",
-        "NVRTC for sm_87: cuModuleLoadDataEx: error 209",
-        "kernel packs: none installed in",
-        "pip install 'bitsanywhere[cuda12]'",
-        "bitsanywhere pack build --arch sm_87 --out PACK",
-        "bitsanywhere pack install PACK",
-    ):
-        assert part in text
-    assert driver.launches == []
-
-
-def test_the_error_without_nvrtc_says_so(fake_driver, loader, saxpy):
-    with pytest.raises(UnsupportedDeviceError, match="NVRTC: No NVRTC is installed"):
-        loader(fake_driver()).load(saxpy, 0)
-
-
-def test_handles_are_looked_up_once_and_per_device(
-    fake_driver, loader, saxpy, fill, newest_nvrtc, monkeypatch
-):
-    driver = fake_driver()
-    only = loader(driver, newest_nvrtc)
-    monkeypatch.setattr(launch, "_loader", lambda: only)
-    target = known("orin-nano")
-    kernel = launch.get_kernel(saxpy, target, 0)
-    assert launch.get_kernel(saxpy, target, 0) is kernel
-    assert launch.get_kernel(saxpy, target, 1).device_index == 1
-    both = launch.compile_many([saxpy, fill, saxpy], target, 0, progress=False)
-    assert both[0] is kernel is both[2]
-    assert both[1].image.entry == "fill"
-    assert [loaded[1:] for loaded in driver.loaded] == [("saxpy", 0), ("saxpy", 1), ("fill", 0)]
-
-
-def test_compile_many_reports_what_cannot_run(fake_driver, loader, saxpy, monkeypatch):
-    monkeypatch.setattr(launch, "_loader", lambda: loader(fake_driver()))
-    with pytest.raises(UnsupportedDeviceError):
-        launch.compile_many([saxpy], known("orin-nano"), 0, progress=False)

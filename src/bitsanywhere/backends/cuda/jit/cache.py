@@ -78,6 +78,10 @@ class DiskCache:
             return
         check_private(folder, "BITSANYWHERE_CACHE_DIR")
 
+    def __contains__(self, key: str) -> bool:
+        """Whether `get` will find an image, unless its file is damaged."""
+        return key in self._memory or self._path(key).exists()
+
     def get(self, key: str) -> Image | None:
         """The image of a key, or None if there is none or its file is damaged."""
         if key in self._memory:
