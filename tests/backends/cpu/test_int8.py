@@ -152,7 +152,9 @@ class TestTwoWays:
         given = int8_product.scaled(a, b, rows, columns, bias, torch.float32, where, values)
         wanted = (a.double() @ b.double().t()) * rows.double().unsqueeze(1) * columns / 127**2
         wanted += values.double() @ b[:, where].double().t() * columns / 127 + bias.double()
-        assert torch.allclose(given.double(), wanted, rtol=1e-5, atol=1e-5)
+        # Float32 adds up to 40 products that may cancel.
+        size = values.abs().double() @ b[:, where].abs().double().t() * columns / 127
+        assert ((given.double() - wanted).abs() <= 1e-6 * (wanted.abs() + size + 1)).all()
 
 
 def test_which_way():
