@@ -110,10 +110,12 @@ def test_digest_covers_headers_macros_and_options(tmp_path, monkeypatch):
     digests = {src.digest(), src.digest()}
     # As in a wheel, whose copies lack comments.
     (tmp_path / "h.cuh").write_text("\n#define H 1")
+    source_module._file.cache_clear()
     digests.add(src.digest())
     assert len(digests) == 1
     digests.add(KernelSource("k.cuh", "k", (("A", 2),), root=str(tmp_path)).digest())
     (tmp_path / "h.cuh").write_text("\n#define H 2")
+    source_module._file.cache_clear()
     digests.add(src.digest())
     monkeypatch.setattr(source_module, "OPTIONS", ("--fmad=false",))
     digests.add(src.digest())

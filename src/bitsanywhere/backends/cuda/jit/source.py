@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from bitsanywhere.errors import InvalidArgumentError
 
@@ -76,30 +77,51 @@ class KernelSource:
         Raises:
             InvalidArgumentError: a file is missing or lies outside the folder.
         """
+        return {name: file.text for name, file in self._files().items()}
+
+    def digest(self) -> str:
+        """SHA-256, in hex, over the texts, the entry point and the options."""
+        files = sorted((name, file.digest) for name, file in self._files().items())
+        content = [self.file, self.entry, self.specific, list(self.options), files]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _files(self) -> dict[str, _File]:
         root = Path(self.root) if self.root else CUDA_FOLDER
-        texts: dict[str, str] = {}
+        files: dict[str, _File] = {}
         pending = [(self.file, "")]
         while pending:
             name, includer = pending.pop()
-            if name in texts:
+            if name in files:
                 continue
-            text = _text(root, name)
-            if text is None:
+            file = _file(root, name)
+            if file is None:
                 asked = f", included by {includer}," if includer else ""
                 raise InvalidArgumentError(
                     f"The device source {name!r}{asked} is not in {root}.",
                     "Sources are complete in that folder.",
                     "Reinstall bitsanywhere.",
                 )
-            texts[name] = text
-            pending += [(header, name) for header in _INCLUDE.findall(text)]
-        return texts
+            files[name] = file
+            pending += [(header, name) for header in file.headers]
+        return files
 
-    def digest(self) -> str:
-        """SHA-256, in hex, over the texts, the entry point and the options."""
-        texts = sorted(self.read().items())
-        content = [self.file, self.entry, self.specific, list(self.options), texts]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+class _File(NamedTuple):
+    """A source, the SHA-256 of its text, and what it includes."""
+
+    text: str
+    digest: str
+    headers: tuple[str, ...]
+
+
+# A process reads a file once: kernels share most of their headers.
+@cache
+def _file(root: Path, name: str) -> _File | None:
+    text = _text(root, name)
+    if text is None:
+        return None
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return _File(text, digest, tuple(_INCLUDE.findall(text)))
 
 
 def _text(root: Path, name: str) -> str | None:
