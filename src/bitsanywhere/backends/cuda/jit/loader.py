@@ -188,15 +188,16 @@ def compile_many(
     Raises:
         UnsupportedDeviceError: a kernel cannot run on the device.
     """
-    from tqdm.auto import tqdm
+    loader = _loader()
+    missing = [src for src in dict.fromkeys(sources) if (src, device_index) not in _kernels]
+    wanted = [src for src in missing if loader.must_compile(src, device_index)]
 
-    wanted = [src for src in dict.fromkeys(sources) if (src, device_index) not in _kernels]
+    def prepare(src: KernelSource) -> None:
+        _await(src, device_index)
+        loader.prepare(src, device_index)
+
     if wanted:
-        loader = _loader()
-
-        def prepare(src: KernelSource) -> None:
-            _await(src, device_index)
-            loader.prepare(src, device_index)
+        from tqdm.auto import tqdm
 
         with ThreadPoolExecutor(min(len(wanted), os.cpu_count() or 1)) as pool:
             prepared = pool.map(prepare, wanted)
