@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from bitsanywhere import ops
 from bitsanywhere.checked_weight import CheckedWeight
@@ -250,7 +251,7 @@ def gemv_4bit(
     if is_watched() or type(A) is not torch.Tensor:
         return into(_gemv(A, B, state), out, "out")
     # Without this every attribute of a Params4bit takes a detour through Python.
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         known = state.checked_by_gemv
         result = None if known is None else known.multiply(A, B)
         if result is None:

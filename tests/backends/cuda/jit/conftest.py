@@ -58,6 +58,7 @@ class FakeDriver:
     def __init__(self, capability=(8, 7), refuse=lambda image: False, codes=()):
         self._capability, self._refuse, self._codes = capability, refuse, list(codes)
         self.loaded, self.launches, self.events, self.attributes = [], [], [], []
+        self.configured = 0
 
     def capability(self, device_index):
         return self._capability
@@ -75,6 +76,7 @@ class FakeDriver:
         return self._capability >= (9, 0)
 
     def launch_config(self, config, function, parameters, extra):
+        self.configured += 1
         config = LaunchConfig.from_address(ctypes.addressof(config._obj))
         found = [config.attributes[i] for i in range(config.attribute_count)]
         self.attributes += [(attribute.id, attribute.value) for attribute in found]

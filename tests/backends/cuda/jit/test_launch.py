@@ -50,9 +50,12 @@ def test_a_grid_is_never_cut_to_32_bits(fake_driver):
     assert driver.launches == []
 
 
-def test_a_bound_kernel_launches_alike(fake_driver):
+@pytest.mark.parametrize("since_11_8", [True, False])
+def test_a_bound_kernel_launches_alike(fake_driver, since_11_8):
     image = Image("k", "sm_87", "<24s", b"image")
     driver = fake_driver(codes=[0, 400])
+    if not since_11_8:
+        driver.launch_config = None
     kernel = LoadedKernel(image, 1, "test", driver)
     bound = kernel.bind((3, 2), 128, 1024, "<QqiI")
     for stream in (0xDEADBEEF0, 0):
@@ -62,6 +65,7 @@ def test_a_bound_kernel_launches_alike(fake_driver):
     again = (*first[:2], 0, packed)
     assert driver.launches == [first, again, again]
     assert driver.events == [("push", 1), ("pop", 1)]
+    assert driver.configured == (2 if since_11_8 else 0)
 
 
 @pytest.mark.parametrize(

@@ -52,14 +52,17 @@ class LaunchConfig(ctypes.Structure):
     )
 
     @classmethod
-    def overlapping(cls, dimensions: tuple[int, ...], stream: int) -> LaunchConfig:
-        """For a kernel that may begin before the one ahead of it in the stream has ended.
+    def of(cls, dimensions: tuple[int, ...], stream: int, overlap: bool) -> LaunchConfig:
+        """For one kernel.
 
-        Such a kernel waits (griddepcontrol.wait) before it touches what may be in use.
+        Args:
+            dimensions: grid, block, shared memory.
+            overlap: it may begin before the one ahead of it in the stream has ended. Such a kernel
+                waits (griddepcontrol.wait) before it touches what may be in use.
         """
         attribute = LaunchAttribute(_OVERLAPS, 0, 1)
         numbers = (ctypes.c_uint * 7)(*dimensions)
-        return cls(numbers, stream or None, ctypes.pointer(attribute), 1)
+        return cls(numbers, stream or None, ctypes.pointer(attribute), int(overlap))
 
 
 class DriverError(BitsAnywhereError, RuntimeError):

@@ -140,35 +140,25 @@ class LoadedKernel:
         dimensions = _dimensions(grid, block, shared)
         # Code for an older chip does not wait.
         waits = int(re.sub(r"\D", "", self.image.arch)) >= 90
-        if overlap and waits and self._driver.overlaps(self.device_index):
-            return Bound(packing.pack, self._overlapping(dimensions))
-        arguments, function, start = self._arguments, self._function, self._driver.launch_kernel
-
-        def launch(stream: int, packed: bytes) -> None:
-            buffer, extra = arguments.buffer_and_extra
-            buffer.raw = packed
-            queue = ctypes.c_void_p(stream) if stream else _NULL
-            code = start(function, *dimensions, queue, None, extra)
-            if code:
-                self._failed(code, dimensions, stream, extra)
-
-        return Bound(packing.pack, launch)
-
-    def _overlapping(self, dimensions: tuple[int, ...]) -> Callable[[int, bytes], None]:
+        overlap = overlap and waits and self._driver.overlaps(self.device_index)
         arguments, function, start = self._arguments, self._function, self._driver.launch_config
 
         @lru_cache(maxsize=64)
         def config(stream: int) -> Any:
-            return ctypes.byref(LaunchConfig.overlapping(dimensions, stream))
+            return ctypes.byref(LaunchConfig.of(dimensions, stream, overlap))
 
         def launch(stream: int, packed: bytes) -> None:
             buffer, extra = arguments.buffer_and_extra
             buffer.raw = packed
-            code = start(config(stream), function, None, extra)
+            if start is None:
+                code = self._submit(dimensions, stream, extra)
+            else:
+                # 0.4 us less than by a dozen arguments.
+                code = start(config(stream), function, None, extra)
             if code:
                 self._failed(code, dimensions, stream, extra)
 
-        return launch
+        return Bound(packing.pack, launch)
 
     def _submit(self, dimensions: tuple[int, ...], stream: int, extra: ctypes.c_void_p) -> int:
         queue = ctypes.c_void_p(stream) if stream else _NULL
