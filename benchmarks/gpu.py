@@ -217,41 +217,45 @@ def line(row: dict[str, Any]) -> str:
     return f"{times} | {parts}{' eager: ' + ', '.join(row['eager']) if 'eager' in row else ''}"
 
 
-def eager_overhead() -> dict[str, dict[str, float]]:
-    """Microseconds of host time of one 4-bit linear on a tiny shape, without waiting.
+def eager_rows() -> list[dict[str, Any]]:
+    """Host time of one 4-bit linear on a tiny shape, without waiting for the GPU.
 
-    As a layer with nested statistics, and as the two functions with plain ones. Beside it, what
-    torch takes for a dense layer and for one kernel without any Python: hosts differ several times
-    over, and some of them from second to second, so that all take turns. The fastest turn is what
-    the code costs, the median what this host made of it.
+    As a layer with nested statistics, and as the two functions with plain ones. Beside the layer,
+    what torch takes for a dense one and for one kernel without any Python: hosts differ several
+    times over, and some of them from second to second, so that all take turns. The fastest turn is
+    what the code costs, the median what this host made of it.
     """
     x = torch.randn(1, 64, device="cuda", dtype=torch.bfloat16)
-    calls: dict[str, Callable[[], Any]] = {}
     settings = {"bias": False, "compute_dtype": torch.bfloat16}
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, module in libraries().items():
         layer = module.nn.LinearNF4(64, 64, **settings).cuda()
         plain = module.nn.LinearNF4(64, 64, compress_statistics=False, **settings).cuda().weight
         codes, state = plain.t(), plain.quant_state
-        calls[name] = partial(layer, x)
-        calls[f"{name} matmul_4bit"] = partial(module.matmul_4bit, x, codes, quant_state=state)
-        calls[f"{name} gemv_4bit"] = partial(module.functional.gemv_4bit, x, codes, state=state)
-    calls["torch nn.Linear bfloat16"] = partial(torch.nn.Linear(64, 64, bias=False).to(x), x)
-    calls["torch add_"] = partial(x.add_, 0)
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+        calls["LinearNF4 nested", name] = partial(layer, x)
+        calls["matmul_4bit", name] = partial(module.matmul_4bit, x, codes, quant_state=state)
+        calls["gemv_4bit", name] = partial(module.functional.gemv_4bit, x, codes, state=state)
+    dense = torch.nn.Linear(64, 64, bias=False).to(x)
+    calls["LinearNF4 nested", "nn.Linear bfloat16"] = partial(dense, x)
+    calls["LinearNF4 nested", "add_"] = partial(x.add_, 0)
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     with torch.no_grad():
         for call in calls.values():
             for _ in range(200):
                 call()
-        for name, call in list(calls.items()) * 60:
+        for key, call in list(calls.items()) * 60:
             torch.cuda.synchronize()
             start = time.perf_counter()
             for _ in range(100):
                 call()
-            taken[name].append((time.perf_counter() - start) / 100 * 1e6)
-    return {
-        name: {"fastest": min(each), "median": statistics.median(each)}
-        for name, each in taken.items()
-    }
+            taken[key].append((time.perf_counter() - start) / 100 * 1e6)
+    rows = []
+    for case in dict.fromkeys(case for case, _ in calls):
+        for turn, pick in (("fastest", min), ("median", statistics.median)):
+            times = {name: pick(found) for (of, name), found in taken.items() if of == case}
+            rows.append({"case": f"eager {case} 64x64, {turn} turn", "microseconds": times})
+            tqdm.write(f"{rows[-1]}")
+    return rows
 
 
 FIRST_USE = """
@@ -320,10 +324,10 @@ def main() -> None:
             rows += measure(jobs(), bandwidth)
         torch.cuda.empty_cache()
         path = write(f"gpu_{name.lower().replace(' ', '_')}", content)
-    content["eager_overhead_microseconds"] = eager_overhead()
+    rows += eager_rows()
     content["first_use_seconds"] = first_use()
     write(path.stem, content)
-    print(content["eager_overhead_microseconds"], content["first_use_seconds"], path)
+    print(content["first_use_seconds"], path)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ TABLES = {
         (
             "gpu_*.json",
             r"(de)?quantize_(4bit|blockwise)|gemm_4bit M=(1|8|16|64) (28672x8192|4096x4096)$"
-            r"|linear forward and input gradient",
+            r"|linear forward and input gradient|eager (LinearNF4|matmul_4bit)",
             "microseconds",
         ),
         ("optimizers_gpu_*.json", r"(AdamW|Lion)8bit", "milliseconds"),
