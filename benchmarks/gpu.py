@@ -2,8 +2,8 @@
 
 Times are CUDA graph replays over rotated buffers, so that the L2 cache does not serve them:
 the median over replays of a graph that holds one call for each buffer, and at least `LEAST_CALLS`,
-as starting a graph takes some microseconds. What a library cannot do in a graph is timed by events
-around eager calls, and listed under ``eager`` in its row.
+as starting a graph takes some microseconds. The libraries' graphs take turns. What a library cannot
+do in a graph is timed by events around eager calls, and listed under ``eager`` in its row.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ CODEC_SIZE = 16384
 Job = tuple[str, dict[str, Callable[[int], Any]], int, dict[str, Any]]
 
 
-def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 11) -> float:
-    """Seconds of one call; ``call(i)`` works on buffer ``i``."""
+def captured(call: Callable[[int], Any], buffers: int) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of some calls, and how many; ``call(i)`` works on buffer ``i``."""
     calls = buffers * -(-LEAST_CALLS // buffers)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -54,16 +54,29 @@ def graph_time(call: Callable[[int], Any], buffers: int, replays: int = 11) -> f
     with torch.cuda.graph(graph):
         for index in range(calls):
             call(index % buffers)
-    times = []
-    graph.replay()
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / calls)
-    return statistics.median(times)
+    return graph, calls
+
+
+def times_in_turns(
+    graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]], turns: int = 11
+) -> dict[str, float]:
+    """Seconds of one call in each graph. They take turns: a chip at its power limit slows down."""
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(-1, turns):
+        for name, (graph, calls) in graphs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if turn >= 0:
+                times[name].append(start.elapsed_time(end) / 1e3 / calls)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def graph_time(call: Callable[[int], Any], buffers: int) -> float:
+    """Seconds of one call in a graph; ``call(i)`` works on buffer ``i``."""
+    return times_in_turns({"": captured(call, buffers)})[""]
 
 
 def event_time(call: Callable[[int], Any], buffers: int, rounds: int = 5, calls: int = 1) -> float:
@@ -189,22 +202,26 @@ def measure(jobs: list[Job], bandwidth: float) -> list[dict[str, Any]]:
     """One row a job: microseconds of each library, and fractions of the copy bandwidth."""
     rows = []
     for name, calls, buffers, facts in jobs:
-        row: dict[str, Any] = {"case": name, **facts, "microseconds": {}, "fraction": {}}
+        graphs = {}
         for library, call in calls.items():
             try:
-                seconds = graph_time(call, buffers)
-                captured = "size" not in facts or facts["bytes"] / seconds < bandwidth
+                graphs[library] = captured(call, buffers)
             except RuntimeError:
+                # It copies from the CPU.
                 torch.cuda.synchronize()
-                captured = False
-            if not captured:
-                # It copies from the CPU, or its work went to another stream.
+        times = times_in_turns(graphs)
+        if "size" in facts:
+            # Or its work went to another stream.
+            times = {k: v for k, v in times.items() if facts["bytes"] / v < bandwidth}
+        row: dict[str, Any] = {"case": name, **facts, "microseconds": {}, "fraction": {}}
+        for library, call in calls.items():
+            seconds = times.get(library)
+            if seconds is None:
                 seconds = event_time(call, buffers, calls=10)
                 row.setdefault("eager", []).append(library)
-            fraction = facts.get("bytes", 0) / seconds / bandwidth
             row["microseconds"][library] = seconds * 1e6
             if "bytes" in facts and library != "cublas bfloat16":
-                row["fraction"][library] = fraction
+                row["fraction"][library] = facts["bytes"] / seconds / bandwidth
         tqdm.write(f"{name}: " + line(row))
         rows.append(row)
     return rows
