@@ -73,7 +73,7 @@ def case(row: dict[str, Any]) -> str:
 def cells(times: dict[str, Any], unit: str) -> Iterator[str]:
     """The time of each library; a median where there are several figures."""
     plain = {k: v["median"] if isinstance(v, dict) else v for k, v in times.items()}
-    others = (f"{n.replace('_', ' ')} {digits(t)} {unit}" for n, t in plain.items()
+    others = (f"{n.replace('_', ' ').strip()} {digits(t)} {unit}" for n, t in plain.items()
               if n not in (OURS, PEER))  # fmt: skip
     for library in (OURS, PEER):
         yield f"{digits(plain[library])} {unit}" if library in plain else ""
