@@ -3,7 +3,8 @@
 Times are CUDA graph replays over rotated buffers, so that the L2 cache does not serve them:
 the median over replays of a graph that holds one call for each buffer, and at least `LEAST_CALLS`,
 as starting a graph takes some microseconds. The libraries' graphs take turns. What a library cannot
-do in a graph is timed by events around eager calls, and listed under ``eager`` in its row.
+do in a graph is timed by events around eager calls, and listed under ``eager`` in its row. Rows
+called eager are something else: the CPU's time of a call, without waiting for the GPU.
 """
 
 from __future__ import annotations
@@ -206,6 +207,8 @@ def measure(jobs: list[Job], bandwidth: float) -> list[dict[str, Any]]:
         for library, call in calls.items():
             try:
                 graphs[library] = captured(call, buffers)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 # It copies from the CPU.
                 torch.cuda.synchronize()

@@ -106,7 +106,7 @@ class Params4bit(torch.nn.Parameter):
         )
         if module is not None:
             module.quant_state = state
-        param._expect_products(param.device, state.shape, state.dtype)
+        expect_products(param, param.device, state.shape, state.dtype)
         return param
 
     def cpu(self):
@@ -150,12 +150,14 @@ class Params4bit(torch.nn.Parameter):
         if device.type != "meta" and self.quant_state is not None:
             self.quant_state.to(device)
         moved = super().to(device=device, non_blocking=non_blocking)
+        if self.quant_state is not None:
+            expect_products(self, moved.device, self.quant_state.shape, self.quant_state.dtype)
         return self._like(moved, self.quant_state)
 
     def _quantize(self, device: torch.device) -> "Params4bit":
         """Turns this parameter's data into codes on ``device``, in place; returns it."""
         weight = self.data.to(device)
-        self._expect_products(weight.device, weight.shape, weight.dtype)
+        expect_products(self, weight.device, weight.shape, weight.dtype)
         codes, self.quant_state = quantize_4bit(
             weight,
             blocksize=self.blocksize,
@@ -170,16 +172,6 @@ class Params4bit(torch.nn.Parameter):
         if self.module is not None:
             self.module.quant_state = self.quant_state
         return self
-
-    def _expect_products(self, device: torch.device, shape: torch.Size, dtype: torch.dtype) -> None:
-        """Lets a GPU's kernels for this weight be compiled while the rest of a model is loaded."""
-        if device.type != "cuda" or len(shape) != 2:
-            return
-        nested = self.compress_statistics
-        dtype = getattr(self.module, "compute_dtype", None) or dtype
-        ops.gemm_4bit.expect(device, shape, self.blocksize, nested, dtype)
-        if nested and not self.bnb_quantized:
-            ops.nest_absmax.expect(device)
 
     def _like(self, data: torch.Tensor, state: Optional[QuantState]) -> "Params4bit":
         """A parameter with ``data`` and ``state`` and all else as in this one."""
@@ -209,6 +201,25 @@ class Params4bit(torch.nn.Parameter):
         if func in (torch.chunk, torch.split) and args and isinstance(args[0], cls):
             return tuple(args[0]._like(piece, args[0].quant_state) for piece in result)
         return result
+
+
+def expect_products(
+    weight: Params4bit, device: torch.device, shape: torch.Size, dtype: torch.dtype
+) -> None:
+    """Lets a linear layer's kernels be compiled for a GPU while the rest of a model is loaded.
+
+    Args:
+        device: where the weight is, or will be.
+        shape, dtype: of the weight, quantized or not; the layer's compute dtype goes first.
+    """
+    module: Any = weight.module
+    if device.type != "cuda" or not isinstance(module, torch.nn.Linear) or len(shape) != 2:
+        return
+    nested = weight.compress_statistics
+    dtype = getattr(module, "compute_dtype", None) or dtype
+    ops.gemm_4bit.expect(device, shape, weight.blocksize, nested, dtype)
+    if nested and not weight.bnb_quantized:
+        ops.nest_absmax.expect(device)
 
 
 def indexed(kind: str, device: Union[int, torch.device, str, None]) -> torch.device:

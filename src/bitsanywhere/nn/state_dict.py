@@ -9,7 +9,7 @@ import torch
 
 from bitsanywhere import checkpoint
 from bitsanywhere.errors import BitsAnywhereError, CheckpointError
-from bitsanywhere.nn.params4bit import Params4bit
+from bitsanywhere.nn.params4bit import Params4bit, expect_products
 
 
 def save_quant_state(
@@ -68,6 +68,7 @@ def load_quantized_weight(module: Any, state_dict: Any, prefix: str, assign: boo
     weight = module.weight
     weight.module = module
     module.quant_state, module.quant_storage = weight.quant_state, weight.quant_storage
+    expect_products(weight, weight.device, weight.quant_state.shape, weight.quant_state.dtype)
     taken = {f"{key}.{name}" for name in stats}
     remaining = {name: value for name, value in state_dict.items() if name not in taken}
     remaining[key] = weight

@@ -21,7 +21,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from bitsanywhere.errors import BackendUnavailable, InvalidArgumentError
+from bitsanywhere.errors import BackendUnavailable, BitsAnywhereError, InvalidArgumentError
 
 logger = logging.getLogger("bitsanywhere")
 
@@ -149,8 +149,8 @@ class Op:
         """
         kernel = load_backend(device.type)[0].get(self.name)
         if kernel is not None and kernel.expect is not None:
-            # The call itself will log it.
-            with suppress(BackendUnavailable):
+            # What is wrong is for the call itself to say.
+            with suppress(BitsAnywhereError):
                 kernel.expect(device, *facts)
 
     def without_grad(self, *args: Any) -> Any:

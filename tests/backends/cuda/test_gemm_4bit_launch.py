@@ -164,7 +164,7 @@ def test_the_expected_kernel_is_the_one_of_a_single_row(
 ):
     begun, device = [], weight.code.device
     monkeypatch.setattr(gemm_4bit, "compile_ahead", lambda sources, index: begun.extend(sources))
-    gemm_4bit.expect.cache_clear()
+    gemm_4bit._expect.cache_clear()
     for _ in range(2):
         gemm_4bit.expect(device, (N, K), 64, nested, dtype)
     gemm_4bit.expect(device, (0, K), 64, nested, dtype)

@@ -27,6 +27,7 @@ from bitsanywhere.backends.cuda.jit import (
 from bitsanywhere.backends.cuda.parameters import DTYPES, codebook, new_tensor
 from bitsanywhere.backends.cuda.tensor_map import tensor_map
 from bitsanywhere.backends.cuda.workspace import workspace
+from bitsanywhere.formats import BLOCKSIZES_4BIT
 from bitsanywhere.ops.registry import Kernel
 from bitsanywhere.targets import Target
 
@@ -283,14 +284,19 @@ def why_not(*args: object) -> str | None:
     return None
 
 
-@cache
 def expect(
-    device: torch.device, shape: Sequence[int], blocksize: int, nested: bool, dtype: torch.dtype
+    device: torch.device, shape: tuple[int, ...], blocksize: int, nested: bool, dtype: torch.dtype
 ) -> None:
     """Compiles the kernel for one row of `dtype` and such a weight, in the background."""
-    if dtype not in DTYPES or 0 in shape:
-        return
-    (n, k), target = shape, Target.of(device)
+    if dtype in DTYPES and blocksize in BLOCKSIZES_4BIT and 0 not in shape:
+        _expect(device, *shape, blocksize, nested, dtype)
+
+
+@cache
+def _expect(
+    device: torch.device, n: int, k: int, blocksize: int, nested: bool, dtype: torch.dtype
+) -> None:
+    target = Target.of(device)
     config = choose(1, n, k, dtype, blocksize, target, True, nested)
     if not isinstance(config, DequantizeConfig):
         compile_ahead([config.source(dtype)], device.index)

@@ -158,7 +158,22 @@ def test_a_folder_that_cannot_be_made_means_memory(tmp_path, caplog, place):
     cache = DiskCache(tmp_path / place, LIMIT)
     cache.put(KEY, IMAGE)
     assert cache.get(KEY) == IMAGE
+    assert KEY in cache
+    assert "other" not in cache
     assert len(caplog.records) == 1
+
+
+def test_what_may_not_be_looked_for_is_not_there(folder, monkeypatch):
+    cache = DiskCache(folder, LIMIT)
+
+    def stat(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        assert KEY not in cache
+    cache.put(KEY, IMAGE)
+    assert KEY in DiskCache(folder, LIMIT)
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o720, 0o1777])

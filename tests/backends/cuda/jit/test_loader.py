@@ -219,6 +219,7 @@ def test_what_fails_ahead_is_reported_when_it_is_needed(
 ):
     raised = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
+    monkeypatch.setattr(loading.os, "cpu_count", lambda: 4)
 
     def fail(*args, **settings):
         raise compiler.CompilationError("no such instruction", "log")
@@ -227,6 +228,44 @@ def test_what_fails_ahead_is_reported_when_it_is_needed(
     only = loader(fake_driver(), newest_nvrtc)
     monkeypatch.setattr(loading, "_loader", lambda: only)
     loading.compile_ahead([saxpy], 0)
+    assert (saxpy, 0) in loading._ahead
     with pytest.raises(UnsupportedDeviceError, match="no such instruction"):
         loading.get_kernel(saxpy, known("orin-nano"), 0)
     assert raised == []
+
+
+def test_a_kernel_is_compiled_here_if_no_thread_can_start(
+    fake_driver, loader, saxpy, newest_nvrtc, monkeypatch, compilations
+):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    only = loader(fake_driver(), newest_nvrtc)
+    monkeypatch.setattr(loading, "_loader", lambda: only)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        loading.compile_ahead([saxpy], 0)
+    assert loading.get_kernel(saxpy, known("orin-nano"), 0).image.entry == "saxpy"
+    assert compilations == [("saxpy", threading.current_thread())]
+
+
+def test_many_threads_may_ask_for_the_same_kernels(
+    fake_driver, loader, saxpy, fill, newest_nvrtc, monkeypatch, compilations
+):
+    only = loader(fake_driver(), newest_nvrtc)
+    monkeypatch.setattr(loading, "_loader", lambda: only)
+    barrier, kernels, target = threading.Barrier(8), [], known("orin-nano")
+
+    def work():
+        barrier.wait(10)
+        loading.compile_ahead([saxpy, fill], 0)
+        kernels.extend(loading.get_kernel(src, target, 0) for src in (saxpy, fill))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(kernels) == 16
+    assert len(set(map(id, kernels))) == 2
+    assert sorted(entry for entry, _ in compilations) == ["fill", "saxpy"]

@@ -80,7 +80,7 @@ class DiskCache:
 
     def __contains__(self, key: str) -> bool:
         """Whether `get` will find an image, unless its file is damaged."""
-        return key in self._memory or self._path(key).exists()
+        return key in self._memory or os.path.exists(self._path(key))
 
     def get(self, key: str) -> Image | None:
         """The image of a key, or None if there is none or its file is damaged."""

@@ -176,7 +176,7 @@ class LoadedKernel:
         if code:
             grid, block, shared = dimensions[:3], dimensions[3:6], dimensions[6]
             call = f"{self.image.entry}, grid {grid}, block {block}, shared {shared}"
-            self._driver.check(f"cuLaunchKernel of {call}", code)
+            self._driver.check(f"Launching {call}", code)
 
 
 def _dimensions(grid: Sequence[int], block: int | Sequence[int], shared: int) -> tuple[int, ...]:

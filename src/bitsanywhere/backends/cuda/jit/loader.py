@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from bitsanywhere.targets import Target
 
 if TYPE_CHECKING:
     from bitsanywhere.backends.cuda.jit.packs import InstalledPacks
+
+log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -149,9 +152,10 @@ class Loader:
 
 
 _kernels: dict[tuple[KernelSource, int], LoadedKernel] = {}
-# Who compiles a kernel, or did.
-_ahead: dict[tuple[KernelSource, int], threading.Thread] = {}
 _lock = threading.Lock()
+# Set once `compile_ahead` is done with a kernel.
+_ahead: dict[tuple[KernelSource, int], threading.Event] = {}
+_ahead_lock = threading.Lock()
 
 
 def get_kernel(src: KernelSource, target: Target, device_index: int) -> LoadedKernel:
@@ -216,18 +220,35 @@ def compile_ahead(sources: Sequence[KernelSource], device_index: int) -> None:
     loader = _loader()
     for src in sources:
         key = src, device_index
-        busy = sum(thread.is_alive() for thread in _ahead.values())
-        free = busy < (os.cpu_count() or 1) // 2
-        if free and key not in _ahead and key not in _kernels and loader.must_compile(*key):
-            _ahead[key] = threading.Thread(target=loader.prepare, args=key)
-            _ahead[key].start()
+        if key in _kernels or not loader.must_compile(*key):
+            continue
+        with _ahead_lock:
+            busy = sum(not done.is_set() for done in _ahead.values())
+            if key in _ahead or busy >= (os.cpu_count() or 1) // 2:
+                continue
+            done = _ahead[key] = threading.Event()
+        thread = threading.Thread(target=_prepare, args=(loader, key, done))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.debug("%s is not compiled ahead: %s", src.entry, error)
+        finally:
+            if thread.ident is None:
+                done.set()
+
+
+def _prepare(loader: Loader, key: tuple[KernelSource, int], done: threading.Event) -> None:
+    try:
+        loader.prepare(*key)
+    finally:
+        done.set()
 
 
 def _await(src: KernelSource, device_index: int) -> None:
     """Waits until `compile_ahead` is done with a kernel."""
-    thread = _ahead.get((src, device_index))
-    if thread is not None:
-        thread.join()
+    done = _ahead.get((src, device_index))
+    if done is not None:
+        done.wait()
 
 
 @lru_cache(maxsize=1)

@@ -93,14 +93,15 @@ class KernelSource:
             name, includer = pending.pop()
             if name in files:
                 continue
-            file = _file(root, name)
-            if file is None:
+            try:
+                file = _file(root, name)
+            except FileNotFoundError:
                 asked = f", included by {includer}," if includer else ""
                 raise InvalidArgumentError(
                     f"The device source {name!r}{asked} is not in {root}.",
                     "Sources are complete in that folder.",
                     "Reinstall bitsanywhere.",
-                )
+                ) from None
             files[name] = file
             pending += [(header, name) for header in file.headers]
         return files
@@ -116,25 +117,29 @@ class _File(NamedTuple):
 
 # A process reads a file once: kernels share most of their headers.
 @cache
-def _file(root: Path, name: str) -> _File | None:
+def _file(root: Path, name: str) -> _File:
     text = _text(root, name)
-    if text is None:
-        return None
     digest = hashlib.sha256(text.encode()).hexdigest()
     return _File(text, digest, tuple(_INCLUDE.findall(text)))
 
 
-def _text(root: Path, name: str) -> str | None:
-    """A source with its comment lines blank, or None if the folder has no such file.
+def _text(root: Path, name: str) -> str:
+    """A source with its comment lines blank.
 
     A wheel has all of its sources in one file, which is two fifths smaller.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
     """
     bundle = root / BUNDLE
     if bundle.is_file():
-        return _bundled(bundle).get(name)
+        sources = _bundled(bundle)
+        if name not in sources:
+            raise FileNotFoundError(name)
+        return sources[name]
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
-        return None
+        raise FileNotFoundError(name)
     return _COMMENT.sub("", (root / path).read_text(encoding="utf-8"))
 
 
