@@ -17,10 +17,6 @@ GPU = torch.device("cuda", 1)
 SHAPE = torch.Size((32, 64))
 
 
-def refuse(*facts):
-    raise CacheError("The folder belongs to another user.")
-
-
 @pytest.fixture
 def expected(monkeypatch) -> list[tuple]:
     """What was expected: (op, device, facts)."""
@@ -60,11 +56,18 @@ def test_what_multiplies_nothing_on_a_gpu(expected):
 
 
 def test_a_wrong_environment_is_not_reported_before_the_call(monkeypatch):
+    asked = []
+
+    def refuse(*facts):
+        asked.append(facts)
+        raise CacheError("The folder belongs to another user.")
+
     monkeypatch.setattr(
         "bitsanywhere.ops.registry.load_backend",
         lambda device: ({"gemm_4bit": SimpleNamespace(expect=refuse)}, None),
     )
     expect(LinearNF4(64, 32, compress_statistics=False).weight)
+    assert asked == [(GPU, SHAPE, 64, False, torch.float32)]
 
 
 @pytest.mark.parametrize("assign", [False, True])

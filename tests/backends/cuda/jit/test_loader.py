@@ -146,7 +146,7 @@ def test_compile_many_reports_what_cannot_run(fake_driver, loader, saxpy, monkey
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """The threads that compiled, by kernel; half of four cores."""
+    """(entry, thread) of every compilation, on what looks like four cores."""
     compile_source, found = compiler.compile_source, []
 
     def noting(src, arch, **settings):
