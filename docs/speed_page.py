@@ -12,9 +12,9 @@ HEAD = """\
 # Speed
 
 Generated from the files in `benchmarks/results`, which the benchmarks write themselves (`make
-bench`). Every row of a table was measured in one run. The libraries took turns on the CPU and, since
-2026-11-29, in the GPU's table of products and codecs; elsewhere one followed the other. A fraction
-is the bytes that must move, over the time, over the copy bandwidth of the same run.
+bench`). Every row of a table was measured in one run. The libraries took turns on the CPU and,
+since 2026-11-29, in the GPU's table of products and codecs; elsewhere one followed the other. A
+fraction is the bytes that must move, over the time, over the copy bandwidth of the same run.
 
 """
 # Shown on a page of their own.
