@@ -150,11 +150,12 @@ class TestTwoWays:
         where, values = torch.randperm(k)[:count].sort().values, torch.randn(m, count) * 20
         bias = torch.randn(n, dtype=torch.bfloat16)
         given = int8_product.scaled(a, b, rows, columns, bias, torch.float32, where, values)
-        wanted = (a.double() @ b.double().t()) * rows.double().unsqueeze(1) * columns / 127**2
-        wanted += values.double() @ b[:, where].double().t() * columns / 127 + bias.double()
-        # Float32 adds up to 40 products that may cancel.
-        size = values.abs().double() @ b[:, where].abs().double().t() * columns / 127
-        assert ((given.double() - wanted).abs() <= 1e-6 * (wanted.abs() + size + 1)).all()
+        product = (a.double() @ b.double().t()) * rows.double().unsqueeze(1) * columns / 127**2
+        outliers = b[:, where].double().t() * columns / 127
+        wanted = product + values.double() @ outliers + bias.double()
+        # They may cancel, and each sum and product rounds (Higham, Accuracy and Stability, 3.1).
+        size = product.abs() + values.abs().double() @ outliers.abs() + bias.abs().double()
+        assert ((given.double() - wanted).abs() <= (count + 6) * 2.0**-24 * size).all()
 
 
 def test_which_way():
